@@ -1,0 +1,3 @@
+//! `cargo xtask`: one subcommand per file.
+
+fn main() {}
