@@ -16,7 +16,7 @@
 //pub mod cli;
 //pub mod daemon;
 pub mod error;
-//pub mod files;
+pub mod files;
 //pub mod fs;
 pub mod model;
 pub mod source;
