@@ -12,11 +12,12 @@
 //!
 //! `model` holds the arithmetic and types the rooms share; `daemon` mounts, guards and ends all of it.
 
-//pub mod caller;
+pub mod caller;
 //pub mod cli;
 //pub mod daemon;
 pub mod error;
 pub mod files;
-//pub mod fs;
+pub mod fs;
 pub mod model;
+pub mod road;
 pub mod source;

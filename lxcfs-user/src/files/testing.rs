@@ -1,10 +1,11 @@
 //! What the tests of every page share: one container on one machine, and golden pages.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Policy, View, page};
 use crate::error::Result;
-use crate::model::container::{CgroupPaths, Container, History};
+use crate::model::container::{CgroupPaths, Container};
 use crate::model::file::File;
 use crate::source::fake::{FakeMachine, FakeSource};
 
@@ -29,7 +30,7 @@ impl Case {
                 started_ns: 900_000_000_000,
                 pid_depth: 1,
                 cgroups: CgroupPaths::default(),
-                history: History::default(),
+                history: Arc::default(),
             },
         }
     }

@@ -1,6 +1,6 @@
 //! Who asks: one container, as the sources need to know it.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::load::LoadAverage;
 use super::monotonic::CpuHistory;
@@ -66,8 +66,8 @@ pub struct Container {
     pub pid_depth: usize,
     /// Where its limits are set and its use is counted.
     pub cgroups: CgroupPaths,
-    /// What we remember of it from one read to the next.
-    pub history: History,
+    /// What we remember of it from one read to the next. It outlives a move to another cgroup.
+    pub history: Arc<History>,
 }
 
 /// What must be remembered of a container: it is forgotten with it.

@@ -49,6 +49,13 @@ impl Host {
         &self.sys
     }
 
+    /// The permissions of the host's `file`; `None` where this machine has no such file.
+    #[must_use]
+    pub fn mode(&self, file: File) -> Option<u32> {
+        let fd = self.files[slot(file)].as_ref().ok()?;
+        Some(rustix::fs::fstat(fd).ok()?.st_mode & 0o777)
+    }
+
     /// Appends `/proc/<path>` to `text`.
     ///
     /// # Errors
@@ -62,8 +69,7 @@ impl Host {
 
 impl Machine for Host {
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
-        let slot = File::ALL.iter().position(|&known| known == file).unwrap_or_default();
-        let read = match &self.files[slot] {
+        let read = match &self.files[slot(file)] {
             Ok(fd) => read_whole(fd, text),
             Err(errno) => Err(*errno),
         };
@@ -87,6 +93,11 @@ pub fn clock_ns(clock: ClockId) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// Where [`Host::files`] has `file`.
+fn slot(file: File) -> usize {
+    File::ALL.iter().position(|&known| known == file).unwrap_or_default()
 }
 
 /// The file's path on the host.

@@ -16,7 +16,7 @@ use super::cgroup::hierarchy::Cgroup;
 use super::host::{Host, clock_ns, read_whole};
 use super::{Load, Machine, Source, parse};
 use crate::error::{Errno, Result};
-use crate::model::container::{Container, LoadHistory, Tasks};
+use crate::model::container::{CgroupPaths, Container, LoadHistory, Tasks};
 use crate::model::cpus::CpuSet;
 use crate::model::file::File;
 use crate::model::load::{LoadAverage, PERIOD_NS};
@@ -98,21 +98,37 @@ fn first(
     LoadHistory { average, sampled_ns: now_ns, tasks, used_ns }
 }
 
-/// Counts the container's tasks. `Ok(None)`: it has no cgroup of its own in any hierarchy.
-fn count(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Option<Tasks>> {
+/// The threads of a container, by any hierarchy in which it has a cgroup of its own; `Ok(None)` if there is none.
+///
+/// # Errors
+/// The cgroup is gone.
+pub fn threads(cgroups: &CgroupPaths, files: &CgroupFiles) -> Result<Option<Vec<u32>>> {
     let hierarchies = files.hierarchies();
-    let v1 = |name: &&str| {
-        Some(hierarchies.v1(name)?.cgroup(container.cgroups.v1(name)?)).filter(|c| !c.is_root())
-    };
-    let v2 = || {
-        let cgroup = hierarchies.v2()?.cgroup(container.cgroups.unified()?);
+    let by_controller = |name: &&str| v1(cgroups, files, name);
+    let unified = || {
+        let cgroup = hierarchies.v2()?.cgroup(cgroups.unified()?);
         (!cgroup.is_root()).then_some(cgroup)
     };
-    let Some(cgroup) = BY_TASKS.iter().find_map(v1).or_else(v2) else { return Ok(None) };
+    let cgroup = BY_TASKS.iter().find_map(by_controller).or_else(unified);
+    cgroup.map(|cgroup| read_threads(&cgroup)).transpose()
+}
 
-    let tids = read_threads(&cgroup)?;
+/// The container's cgroup in the v1 hierarchy of `controller`, if it has one of its own there.
+fn v1<'a>(
+    cgroups: &'a CgroupPaths,
+    files: &'a CgroupFiles,
+    controller: &str,
+) -> Option<Cgroup<'a>> {
+    let cgroup = files.hierarchies().v1(controller)?.cgroup(cgroups.v1(controller)?);
+    (!cgroup.is_root()).then_some(cgroup)
+}
+
+/// Counts the container's tasks. `Ok(None)`: it has no cgroup of its own in any hierarchy.
+fn count(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Option<Tasks>> {
+    let Some(tids) = threads(&container.cgroups, files)? else { return Ok(None) };
     // In v1 a frozen task is in state D, although it waits for nothing and does not count.
-    let frozen = v1(&"freezer").is_some_and(|freezer| is_frozen(&freezer));
+    let freezer = v1(&container.cgroups, files, "freezer");
+    let frozen = freezer.is_some_and(|freezer| is_frozen(&freezer));
     let mut tasks = Tasks::default();
     let mut newest = 0;
     let mut text = Vec::with_capacity(512);
