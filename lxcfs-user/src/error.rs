@@ -52,7 +52,10 @@ impl Error {
         errno: Errno,
         cause: impl Into<String>,
     ) -> Self {
-        Self { cause: Some(cause.into()), ..Self::io(operation, path, errno) }
+        Self {
+            cause: Some(cause.into()),
+            ..Self::io(operation, path, errno)
+        }
     }
 
     /// The content of `path` is not what the kernel documents.
@@ -62,7 +65,7 @@ impl Error {
 
     /// Adds what the user can do about it.
     #[must_use]
-    pub fn hint(mut self, hint: &'static str) -> Self {
+    pub const fn hint(mut self, hint: &'static str) -> Self {
         self.hint = Some(hint);
         self
     }

@@ -57,10 +57,18 @@ impl LxcFs {
     pub fn new(road: Arc<Road>, host: Arc<Host>) -> Result<Self> {
         let sysfs = Sysfs::open(&host)?;
         let mounted = SystemTime::now();
-        let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let epoch = mounted
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
         let handles = Handles::new(epoch.as_secs() << 32);
-        Ok(Self { road, host, sysfs, handles, mounted })
+        Ok(Self {
+            road,
+            host,
+            sysfs,
+            handles,
+            mounted,
+        })
     }
 
     fn lookup(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
@@ -127,8 +135,11 @@ impl LxcFs {
             rustix::fs::FileType::Symlink => FileType::Symlink,
             _ => FileType::RegularFile,
         };
-        let read_only =
-            if kind == FileType::RegularFile { stat.st_mode & !WRITE_BITS } else { stat.st_mode };
+        let read_only = if kind == FileType::RegularFile {
+            stat.st_mode & !WRITE_BITS
+        } else {
+            stat.st_mode
+        };
         FileAttr {
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -196,7 +207,8 @@ impl LxcFs {
             Some(Node::Sysfs(number)) => {
                 let mut text = Vec::with_capacity(4_096);
                 let read = self.sysfs.read(number, &mut text);
-                let failed = |errno| crate::error::Error::io("read", "/sys/devices/system/cpu", errno);
+                let failed =
+                    |errno| crate::error::Error::io("read", "/sys/devices/system/cpu", errno);
                 read.map_err(failed).map(|()| Bytes::from(text))
             }
             _ => Err(crate::error::Error::io("read", "/", Errno::ISDIR)),

@@ -13,8 +13,8 @@
 //! `model` holds the arithmetic and types the rooms share; `daemon` mounts, guards and ends all of it.
 
 pub mod caller;
-//pub mod cli;
-//pub mod daemon;
+pub mod cli;
+pub mod daemon;
 pub mod error;
 pub mod files;
 pub mod fs;

@@ -71,7 +71,9 @@ impl Road {
     fn container_page(&self, file: File, tid: u32) -> Result<Option<Bytes>> {
         let mut page = Vec::with_capacity(4_096);
         let mut try_once = || {
-            let Caller::Container(container) = self.callers.find(tid)? else { return Ok(false) };
+            let Caller::Container(container) = self.callers.find(tid)? else {
+                return Ok(false);
+            };
             let view = View {
                 container: &container,
                 source: &*self.source,
@@ -82,7 +84,10 @@ impl Road {
         };
         let made = match try_once() {
             // The cgroup went away under us: the container has moved, or what we knew of it is outdated. Look again.
-            Err(Error { errno: Errno::NOENT | Errno::NODEV, .. }) => {
+            Err(Error {
+                errno: Errno::NOENT | Errno::NODEV,
+                ..
+            }) => {
                 self.callers.forget(tid);
                 try_once()?
             }

@@ -1,3 +1,3 @@
 //! `cargo xtask`: one subcommand per file.
 
-fn main() {}
+const fn main() {}

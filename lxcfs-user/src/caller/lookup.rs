@@ -16,13 +16,17 @@ pub(super) struct Lookup<'a>(pub(super) &'a Host);
 impl Lookup<'_> {
     /// The pid and cgroup namespaces of thread `tid`.
     pub(super) fn namespaces(self, tid: u32) -> Result<Namespaces> {
-        Ok(Namespaces { pid: self.namespace(tid, "pid")?, cgroup: self.namespace(tid, "cgroup")? })
+        Ok(Namespaces {
+            pid: self.namespace(tid, "pid")?,
+            cgroup: self.namespace(tid, "cgroup")?,
+        })
     }
 
     fn namespace(self, tid: u32, kind: &str) -> Result<u64> {
         let path = format!("{tid}/ns/{kind}");
         let stat = rustix::fs::statat(self.0.proc(), &path, AtFlags::empty());
-        stat.map(|stat| stat.st_ino).map_err(|errno| error("stat", &path, errno))
+        stat.map(|stat| stat.st_ino)
+            .map_err(|errno| error("stat", &path, errno))
     }
 
     /// A descriptor of a namespace of `tid`.
@@ -37,7 +41,9 @@ impl Lookup<'_> {
     pub(super) fn read(self, tid: u32, file: &str) -> Result<Vec<u8>> {
         let path = format!("{tid}/{file}");
         let mut text = Vec::with_capacity(1_024);
-        self.0.read_proc(&path, &mut text).map_err(|errno| error("read", &path, errno))?;
+        self.0
+            .read_proc(&path, &mut text)
+            .map_err(|errno| error("read", &path, errno))?;
         Ok(text)
     }
 
@@ -59,7 +65,9 @@ impl Lookup<'_> {
         let namespace = self.open_namespace(tid, "pid")?;
         match pidns::init_of(&namespace) {
             Err(Errno::NOTTY | Errno::INVAL) => self.init_by_search(tid, pid_namespace),
-            found => found.map_err(|errno| error("find the init of", &format!("{tid}/ns/pid"), errno)),
+            found => {
+                found.map_err(|errno| error("find the init of", &format!("{tid}/ns/pid"), errno))
+            }
         }
     }
 
@@ -67,19 +75,23 @@ impl Lookup<'_> {
     /// descends from its init, but for those entered from outside. For these, every process is looked at.
     pub(super) fn init_by_search(self, tid: u32, pid_namespace: u64) -> Result<u32> {
         let mut pid = tid;
-        while self.namespace(pid, "pid").is_ok_and(|namespace| namespace == pid_namespace) {
+        while self
+            .namespace(pid, "pid")
+            .is_ok_and(|namespace| namespace == pid_namespace)
+        {
             if self.own_pids(pid)?.last() == Some(&1) {
                 return Ok(pid);
             }
             pid = self.stat(pid)?.parent;
         }
-        let processes = rustix::fs::Dir::read_from(self.0.proc())
-            .map_err(|errno| error("list", "", errno))?;
+        let processes =
+            rustix::fs::Dir::read_from(self.0.proc()).map_err(|errno| error("list", "", errno))?;
         processes
             .flatten()
             .filter_map(|entry| u32::try_from(parse::number(entry.file_name().to_bytes())?).ok())
             .find(|&pid| {
-                self.namespace(pid, "pid").is_ok_and(|namespace| namespace == pid_namespace)
+                self.namespace(pid, "pid")
+                    .is_ok_and(|namespace| namespace == pid_namespace)
                     && self.own_pids(pid).is_ok_and(|pids| pids.last() == Some(&1))
             })
             .ok_or_else(|| error("find the init of", &format!("{tid}/ns/pid"), Errno::SRCH))
@@ -105,13 +117,19 @@ impl Lookup<'_> {
                     Ok(None)
                 }
             }
-            found => found.map(Some).map_err(|errno| error("find the parent of", &path(), errno)),
+            found => found
+                .map(Some)
+                .map_err(|errno| error("find the parent of", &path(), errno)),
         }
     }
 }
 
 /// An error about `/proc/<path>`. A process that is gone is `ESRCH` here, whatever the system call said.
 fn error(operation: &'static str, path: &str, errno: Errno) -> Error {
-    let errno = if errno == Errno::NOENT { Errno::SRCH } else { errno };
+    let errno = if errno == Errno::NOENT {
+        Errno::SRCH
+    } else {
+        errno
+    };
     Error::io(operation, format!("/proc/{path}"), errno)
 }

@@ -23,14 +23,21 @@ pub(super) struct Diskstats {
 
 pub(super) fn gather(view: &View<'_>) -> Result<Diskstats> {
     let devices = required(view.source.io(view.container)?, "io")?;
-    Ok(Diskstats { host: view.host(File::Diskstats)?, devices })
+    Ok(Diskstats {
+        host: view.host(File::Diskstats)?,
+        devices,
+    })
 }
 
 pub(super) fn render(diskstats: &Diskstats, page: &mut Vec<u8>) {
     for line in parse::lines(&diskstats.host) {
-        let Some((device, name, columns)) = parse_host_line(line) else { continue };
+        let Some((device, name, columns)) = parse_host_line(line) else {
+            continue;
+        };
         let io = diskstats.devices.iter().find(|io| io.device == device);
-        let Some(io) = io.filter(|io| io.used()) else { continue };
+        let Some(io) = io.filter(|io| io.used()) else {
+            continue;
+        };
         let _ = write!(page, "{:4} {:7} ", device.0, device.1);
         page.extend_from_slice(name);
         for column in io.columns().iter().take(columns) {
@@ -62,13 +69,25 @@ impl DeviceIo {
         let discard_sectors = self.discard_bytes / SECTOR_BYTES;
         [
             // Requests, merged, sectors, milliseconds: of reads, then of writes.
-            self.reads, 0, read_sectors, 0,
-            self.writes, 0, write_sectors, 0,
+            self.reads,
+            0,
+            read_sectors,
+            0,
+            self.writes,
+            0,
+            write_sectors,
+            0,
             // In flight, milliseconds busy, milliseconds weighted.
-            0, 0, 0,
-            self.discards, 0, discard_sectors, 0,
+            0,
+            0,
+            0,
+            self.discards,
+            0,
+            discard_sectors,
+            0,
             // Flushes, milliseconds.
-            0, 0,
+            0,
+            0,
         ]
     }
 }
@@ -82,7 +101,10 @@ mod tests {
     const HOST: &str = include_str!("../../testdata/host/diskstats");
 
     fn case(host: &str, devices: Vec<DeviceIo>) -> Case {
-        let source = FakeSource { io: Some(devices), ..FakeSource::default() };
+        let source = FakeSource {
+            io: Some(devices),
+            ..FakeSource::default()
+        };
         Case::new(source, &[(File::Diskstats, host)])
     }
 
@@ -100,8 +122,15 @@ mod tests {
 
     #[test]
     fn only_the_containers_devices_in_the_hosts_format() {
-        let untouched = DeviceIo { device: (7, 0), ..DeviceIo::default() };
-        let gone = DeviceIo { device: (8, 99), reads: 1, ..DeviceIo::default() };
+        let untouched = DeviceIo {
+            device: (7, 0),
+            ..DeviceIo::default()
+        };
+        let gone = DeviceIo {
+            device: (8, 99),
+            reads: 1,
+            ..DeviceIo::default()
+        };
         case(HOST, vec![untouched, vda(), gone]).golden(File::Diskstats, "diskstats/one_device");
     }
 

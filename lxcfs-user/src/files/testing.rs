@@ -20,10 +20,16 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn new(source: FakeSource, files: &[(File, &str)]) -> Self {
-        let files = files.iter().map(|&(file, text)| (file, text.to_owned())).collect();
+        let files = files
+            .iter()
+            .map(|&(file, text)| (file, text.to_owned()))
+            .collect();
         Self {
             source,
-            machine: FakeMachine { files, boottime_ns: 1_000_000_000_000 },
+            machine: FakeMachine {
+                files,
+                boottime_ns: 1_000_000_000_000,
+            },
             policy: Policy::default(),
             container: Container {
                 init: 4711,
@@ -50,7 +56,9 @@ impl Case {
     /// The page must be `testdata/<name>.want`; `UPDATE_GOLDEN=1` writes it.
     pub(super) fn golden(&self, file: File, name: &str) {
         let page = self.page(file).unwrap();
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("testdata")
+            .join(name);
         let path = path.with_extension("want");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -58,6 +66,11 @@ impl Case {
         }
         let want = std::fs::read_to_string(&path)
             .unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
-        assert_eq!(page, want, "{} differs; if it should, run with UPDATE_GOLDEN=1", path.display());
+        assert_eq!(
+            page,
+            want,
+            "{} differs; if it should, run with UPDATE_GOLDEN=1",
+            path.display()
+        );
     }
 }

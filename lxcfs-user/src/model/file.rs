@@ -68,7 +68,8 @@ impl std::str::FromStr for File {
     /// The file of a path as a person types it: `/proc/stat`, `proc/stat`, or `stat`.
     fn from_str(path: &str) -> Result<Self, Self::Err> {
         let path = path.trim_start_matches('/');
-        let named = |file: &&Self| file.path() == path || file.path().strip_prefix("proc/") == Some(path);
+        let named =
+            |file: &&Self| file.path() == path || file.path().strip_prefix("proc/") == Some(path);
         Self::ALL.iter().find(named).copied().ok_or_else(|| {
             let known = Self::ALL.map(|file| format!("/{}", file.path()));
             format!("no such file; the files are {}", known.join(", "))
@@ -108,7 +109,10 @@ mod tests {
         for name in ["/proc/pressure/io", "proc/pressure/io", "pressure/io"] {
             assert_eq!(name.parse(), Ok(File::Pressure(Resource::Io)));
         }
-        assert_eq!("/sys/devices/system/cpu/online".parse(), Ok(File::CpuOnline));
+        assert_eq!(
+            "/sys/devices/system/cpu/online".parse(),
+            Ok(File::CpuOnline)
+        );
         assert!("/proc/version".parse::<File>().is_err());
     }
 }

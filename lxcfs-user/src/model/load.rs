@@ -14,7 +14,11 @@ const BITS: u32 = 32;
 
 /// exp(-5/60), exp(-5/300), exp(-5/900) with 11 fraction bits, as include/linux/sched/loadavg.h has them: a container
 /// alone on its host must print what the host prints, so these are the kernel's constants and not better ones.
-const DECAY: [u64; 3] = [1884 << (BITS - 11), 2014 << (BITS - 11), 2037 << (BITS - 11)];
+const DECAY: [u64; 3] = [
+    1884 << (BITS - 11),
+    2014 << (BITS - 11),
+    2037 << (BITS - 11),
+];
 
 /// Beyond this many periods (11 hours) even the slowest average is where it is heading.
 const FORGOTTEN: u64 = 8_192;
@@ -93,7 +97,10 @@ fn power(base: u64, exponent: u64) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::float_arithmetic, reason = "floats are the independent check of the fixed point")]
+#[allow(
+    clippy::float_arithmetic,
+    reason = "floats are the independent check of the fixed point"
+)]
 mod tests {
     use proptest::prelude::*;
 
@@ -112,10 +119,14 @@ mod tests {
         let mut theirs = [0; 3];
         for _ in 0..120 {
             ours = ours.advance(3, 1);
-            theirs = [(0, 1884), (1, 2014), (2, 2037)].map(|(i, decay)| kernel(theirs[i], decay, 3));
+            theirs =
+                [(0, 1884), (1, 2014), (2, 2037)].map(|(i, decay)| kernel(theirs[i], decay, 3));
             for ((whole, hundredths), theirs) in ours.hundredths().into_iter().zip(theirs) {
-                let theirs = (theirs + 10) * 100 >> 11;
-                assert!((whole * 100 + hundredths).abs_diff(theirs) <= 4, "{whole}.{hundredths} {theirs}");
+                let theirs = ((theirs + 10) * 100) >> 11;
+                assert!(
+                    (whole * 100 + hundredths).abs_diff(theirs) <= 4,
+                    "{whole}.{hundredths} {theirs}"
+                );
             }
         }
         assert_eq!(ours.hundredths()[0], (3, 0));
@@ -130,7 +141,10 @@ mod tests {
     #[test]
     fn one_task_since_an_hour_is_one_and_since_now_is_zero() {
         assert_eq!(LoadAverage::since_start(1 << 32, 0), LoadAverage::default());
-        assert_eq!(LoadAverage::since_start(1 << 32, 720).hundredths()[0], (1, 0));
+        assert_eq!(
+            LoadAverage::since_start(1 << 32, 720).hundredths()[0],
+            (1, 0)
+        );
     }
 
     proptest! {

@@ -57,6 +57,67 @@ impl CgroupFiles {
     }
 }
 
+/// Which files supply a group here.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Supply {
+    /// The group, as the method of [`Source`] is called.
+    pub group: &'static str,
+    /// The source, for people.
+    pub from: String,
+}
+
+impl CgroupFiles {
+    /// Which files supply which group on this machine.
+    #[must_use]
+    pub fn supplies(&self) -> Vec<Supply> {
+        const GROUPS: [(&str, &str, &str); 6] = [
+            ("cpu", "cpuacct", "cpuacct.usage_all"),
+            ("cpuset", "cpuset", "cpuset.effective_cpus"),
+            ("bandwidth", "cpu", "cpu.cfs_quota_us"),
+            ("memory", "memory", "memory.stat"),
+            ("swap", "memory", "memory.stat"),
+            ("io", "blkio", "blkio.throttle.*"),
+        ];
+        const UNIFIED: [&str; 6] = [
+            "cpu.stat (total only, spread evenly over the CPUs)",
+            "cpuset.cpus.effective",
+            "cpu.max",
+            "memory.stat",
+            "memory.swap.current",
+            "io.stat",
+        ];
+        let nowhere = || "nothing: no hierarchy has it".to_owned();
+        let v2 = |file: &str| {
+            self.hierarchies.v2().map_or_else(nowhere, |hierarchy| {
+                format!("cgroup v2 {}: {file}", hierarchy.mount_point().display())
+            })
+        };
+        let groups = GROUPS
+            .iter()
+            .zip(UNIFIED)
+            .map(|(&(group, controller, file), unified)| {
+                let from = match self.hierarchies.v1(controller) {
+                    Some(v1) => format!("cgroup v1 {}: {file}", v1.mount_point().display()),
+                    None => v2(unified),
+                };
+                Supply { group, from }
+            });
+        let load = "tasks counted every 5 s, from a container's first request on".to_owned();
+        groups
+            .chain([
+                Supply {
+                    group: "load",
+                    from: load,
+                },
+                Supply {
+                    group: "pressure",
+                    from: v2("*.pressure"),
+                },
+            ])
+            .collect()
+    }
+}
+
 impl Source for CgroupFiles {
     fn cpu(&self, container: &Container) -> Result<Option<Cpu>> {
         match self.place(container, "cpuacct") {

@@ -22,12 +22,27 @@ use crate::model::file::File;
 use crate::model::load::{LoadAverage, PERIOD_NS};
 
 /// Hierarchies to list a container's tasks by, best first. Runtimes put every task in all of those they use.
-const BY_TASKS: [&str; 7] = ["cpuacct", "cpu", "memory", "pids", "freezer", "devices", "name=systemd"];
+const BY_TASKS: [&str; 7] = [
+    "cpuacct",
+    "cpu",
+    "memory",
+    "pids",
+    "freezer",
+    "devices",
+    "name=systemd",
+];
 
 /// The load at the last sample; the first read of a container takes one itself.
-pub(super) fn load(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Option<Load>> {
+pub(super) fn load(
+    container: &Container,
+    files: &CgroupFiles,
+    host: &Host,
+) -> Result<Option<Load>> {
     if let Some(history) = &*lock(&container.history.load) {
-        return Ok(Some(Load { average: history.average, tasks: history.tasks }));
+        return Ok(Some(Load {
+            average: history.average,
+            tasks: history.tasks,
+        }));
     }
     sample(container, files, host)
 }
@@ -52,7 +67,10 @@ pub fn sample(container: &Container, files: &CgroupFiles, host: &Host) -> Result
         Some(before) => before.advance(now_ns, tasks, used_ns),
         None => first(container, host, now_ns, tasks, used_ns),
     };
-    let load = Load { average: history.average, tasks };
+    let load = Load {
+        average: history.average,
+        tasks,
+    };
     *lock(&container.history.load) = Some(history);
     Ok(Some(load))
 }
@@ -84,7 +102,10 @@ fn first(
     tasks: Tasks,
     used_ns: Option<u64>,
 ) -> LoadHistory {
-    let life_ns = host.boottime_ns().saturating_sub(container.started_ns).max(1);
+    let life_ns = host
+        .boottime_ns()
+        .saturating_sub(container.started_ns)
+        .max(1);
     let mut online = Vec::new();
     let cpus = match host.read(File::CpuOnline, &mut online) {
         Ok(()) => CpuSet::parse(&online).map_or(1, |online| online.count()),
@@ -95,7 +116,12 @@ fn first(
     let used = u128::from(used_ns.unwrap_or(0)).min(most);
     let mean = u64::try_from((used << 32) / u128::from(life_ns)).unwrap_or(0);
     let average = LoadAverage::since_start(mean, life_ns / PERIOD_NS);
-    LoadHistory { average, sampled_ns: now_ns, tasks, used_ns }
+    LoadHistory {
+        average,
+        sampled_ns: now_ns,
+        tasks,
+        used_ns,
+    }
 }
 
 /// The threads of a container, by any hierarchy in which it has a cgroup of its own; `Ok(None)` if there is none.
@@ -119,13 +145,18 @@ fn v1<'a>(
     files: &'a CgroupFiles,
     controller: &str,
 ) -> Option<Cgroup<'a>> {
-    let cgroup = files.hierarchies().v1(controller)?.cgroup(cgroups.v1(controller)?);
+    let cgroup = files
+        .hierarchies()
+        .v1(controller)?
+        .cgroup(cgroups.v1(controller)?);
     (!cgroup.is_root()).then_some(cgroup)
 }
 
 /// Counts the container's tasks. `Ok(None)`: it has no cgroup of its own in any hierarchy.
 fn count(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Option<Tasks>> {
-    let Some(tids) = threads(&container.cgroups, files)? else { return Ok(None) };
+    let Some(tids) = threads(&container.cgroups, files)? else {
+        return Ok(None);
+    };
     // In v1 a frozen task is in state D, although it waits for nothing and does not count.
     let freezer = v1(&container.cgroups, files, "freezer");
     let frozen = freezer.is_some_and(|freezer| is_frozen(&freezer));
@@ -138,7 +169,9 @@ fn count(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Opti
         if host.read_proc(&format!("{tid}/stat"), &mut text).is_err() {
             continue;
         }
-        let Some(stat) = parse::pid_stat(&text) else { continue };
+        let Some(stat) = parse::pid_stat(&text) else {
+            continue;
+        };
         tasks.threads += 1;
         newest = newest.max(tid);
         match stat.state {
@@ -165,7 +198,11 @@ fn read_own_pid(host: &Host, tid: u32, depth: usize) -> Option<u32> {
 
 /// The threads of the cgroup and everything below it.
 fn read_threads(cgroup: &Cgroup<'_>) -> Result<Vec<u32>> {
-    let file = if cgroup.is_v1() { c"tasks" } else { c"cgroup.threads" };
+    let file = if cgroup.is_v1() {
+        c"tasks"
+    } else {
+        c"cgroup.threads"
+    };
     let mut threads = Vec::new();
     let mut directories = vec![cgroup.open_directory()?];
     let mut text = Vec::new();
@@ -173,11 +210,13 @@ fn read_threads(cgroup: &Cgroup<'_>) -> Result<Vec<u32>> {
         text.clear();
         // A v2 cgroup in an invalid domain refuses the list; it has no threads either.
         if read_at(&directory, file, &mut text).is_ok() {
-            threads.extend(parse::lines(&text).filter_map(|line| {
-                u32::try_from(parse::number(line)?).ok()
-            }));
+            threads.extend(
+                parse::lines(&text).filter_map(|line| u32::try_from(parse::number(line)?).ok()),
+            );
         }
-        let Ok(entries) = Dir::read_from(&directory) else { continue };
+        let Ok(entries) = Dir::read_from(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             let name = entry.file_name();
             if entry.file_type() != FileType::Directory || name == c"." || name == c".." {
@@ -206,20 +245,33 @@ mod tests {
     use super::*;
 
     fn history(running: u32, used_ns: Option<u64>) -> LoadHistory {
-        LoadHistory { tasks: Tasks { running, ..Tasks::default() }, used_ns, ..LoadHistory::default() }
+        LoadHistory {
+            tasks: Tasks {
+                running,
+                ..Tasks::default()
+            },
+            used_ns,
+            ..LoadHistory::default()
+        }
     }
 
     #[test]
     fn a_container_that_used_no_cpu_has_not_changed() {
         assert!(history(0, Some(5)).stands_still(Some(5)));
         assert!(!history(0, Some(5)).stands_still(Some(6)));
-        assert!(!history(1, Some(5)).stands_still(Some(5)), "throttled tasks use nothing and run");
+        assert!(
+            !history(1, Some(5)).stands_still(Some(5)),
+            "throttled tasks use nothing and run"
+        );
         assert!(!history(0, None).stands_still(None));
     }
 
     #[test]
     fn missed_periods_are_made_up_for() {
-        let tasks = Tasks { running: 1, ..Tasks::default() };
+        let tasks = Tasks {
+            running: 1,
+            ..Tasks::default()
+        };
         let late = history(1, None).advance(12 * PERIOD_NS + 7, tasks, None);
         assert_eq!(late.sampled_ns, 12 * PERIOD_NS);
         assert_eq!(late.average, LoadAverage::default().advance(1, 12));

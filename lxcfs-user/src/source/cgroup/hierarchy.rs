@@ -46,13 +46,23 @@ impl Hierarchies {
             }
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             if let Ok(directory) = rustix::fs::open(&mount_point, flags, Mode::empty()) {
-                mounted.push(Hierarchy { controllers, mount_point, root, directory });
+                mounted.push(Hierarchy {
+                    controllers,
+                    mount_point,
+                    root,
+                    directory,
+                });
             }
         }
         if mounted.is_empty() {
             let path = "/sys/fs/cgroup";
-            return Err(Error::because("open", path, Errno::NODEV, "no cgroup hierarchy is mounted")
-                .hint("mount -t cgroup2 none /sys/fs/cgroup"));
+            return Err(Error::because(
+                "open",
+                path,
+                Errno::NODEV,
+                "no cgroup hierarchy is mounted",
+            )
+            .hint("mount -t cgroup2 none /sys/fs/cgroup"));
         }
         Ok(Self { mounted })
     }
@@ -60,13 +70,16 @@ impl Hierarchies {
     /// The cgroup v2 hierarchy.
     #[must_use]
     pub fn v2(&self) -> Option<&Hierarchy> {
-        self.mounted.iter().find(|hierarchy| hierarchy.controllers.is_empty())
+        self.mounted
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.is_empty())
     }
 
     /// The v1 hierarchy of `controller`.
     #[must_use]
     pub fn v1(&self, controller: &str) -> Option<&Hierarchy> {
-        let has = |hierarchy: &&Hierarchy| hierarchy.controllers.split(',').any(|c| c == controller);
+        let has =
+            |hierarchy: &&Hierarchy| hierarchy.controllers.split(',').any(|c| c == controller);
         self.mounted.iter().find(has)
     }
 
@@ -133,7 +146,10 @@ impl Hierarchy {
     #[must_use]
     pub fn cgroup<'a>(&'a self, path: &'a str) -> Cgroup<'a> {
         let below = path.strip_prefix(self.root.as_str()).unwrap_or(path);
-        Cgroup { hierarchy: self, path: below.trim_matches('/') }
+        Cgroup {
+            hierarchy: self,
+            path: below.trim_matches('/'),
+        }
     }
 }
 
@@ -154,7 +170,7 @@ impl<'a> Cgroup<'a> {
 
     /// Whether this is a v1 hierarchy.
     #[must_use]
-    pub fn is_v1(&self) -> bool {
+    pub const fn is_v1(&self) -> bool {
         !self.hierarchy.controllers.is_empty()
     }
 
@@ -199,7 +215,10 @@ impl<'a> Cgroup<'a> {
         }
         match parse(&text) {
             Some(value) => Ok(Some(value)),
-            None => Err(Error::parse(self.display(file), "not the format the kernel documents")),
+            None => Err(Error::parse(
+                self.display(file),
+                "not the format the kernel documents",
+            )),
         }
     }
 
@@ -223,8 +242,12 @@ impl<'a> Cgroup<'a> {
     /// The cgroup is gone.
     pub fn open_directory(&self) -> Result<OwnedFd> {
         let path = if self.is_root() { "." } else { self.path };
-        open_beneath(&self.hierarchy.directory, path, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(|errno| self.error("open", "", errno))
+        open_beneath(
+            &self.hierarchy.directory,
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY,
+        )
+        .map_err(|errno| self.error("open", "", errno))
     }
 
     /// The path of `file` in this cgroup as a person would type it.
@@ -239,7 +262,11 @@ impl<'a> Cgroup<'a> {
     }
 
     fn relative(&self, file: &str) -> String {
-        if self.is_root() { file.to_owned() } else { format!("{}/{file}", self.path) }
+        if self.is_root() {
+            file.to_owned()
+        } else {
+            format!("{}/{file}", self.path)
+        }
     }
 
     fn error(&self, operation: &'static str, file: &str, errno: Errno) -> Error {
@@ -250,7 +277,13 @@ impl<'a> Cgroup<'a> {
 /// Opens `path` below `directory` and nowhere else: a path with `..` comes from a cgroup outside our namespace.
 fn open_beneath(directory: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    rustix::fs::openat2(
+        directory,
+        path,
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    )
 }
 
 /// The CPU list in `file` of the cgroup, or of the nearest ancestor that has one that is not empty.
@@ -274,12 +307,23 @@ mod tests {
 
     #[test]
     fn v1_v2_and_named_hierarchies() {
-        let v2 = parsed("30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate");
-        assert_eq!(v2, Some((String::new(), "/".to_owned(), "/sys/fs/cgroup".into())));
-        let v1 = parsed("32 24 0:28 /docker/x /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct");
-        let cpu = ("cpu,cpuacct".to_owned(), "/docker/x".to_owned(), "/sys/fs/cgroup/cpu".into());
+        let v2 = parsed(
+            "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate",
+        );
+        assert_eq!(
+            v2,
+            Some((String::new(), "/".to_owned(), "/sys/fs/cgroup".into()))
+        );
+        let v1 =
+            parsed("32 24 0:28 /docker/x /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct");
+        let cpu = (
+            "cpu,cpuacct".to_owned(),
+            "/docker/x".to_owned(),
+            "/sys/fs/cgroup/cpu".into(),
+        );
         assert_eq!(v1, Some(cpu));
-        let named = parsed("33 24 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd");
+        let named =
+            parsed("33 24 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd");
         assert_eq!(named.unwrap().0, "name=systemd");
         assert_eq!(parsed("34 24 0:30 / /proc rw - proc proc rw"), None);
         assert_eq!(parsed(""), None);
@@ -297,7 +341,10 @@ mod tests {
         let cgroup = hierarchy.cgroup("/a/b c/d");
         let paths: Vec<_> = cgroup.ancestry().map(|level| level.path).collect();
         assert_eq!(paths, ["a/b c/d", "a/b c", "a", ""]);
-        assert_eq!(cgroup.display("cpu.max"), Path::new("/sys/fs/cgroup/a/b c/d/cpu.max"));
+        assert_eq!(
+            cgroup.display("cpu.max"),
+            Path::new("/sys/fs/cgroup/a/b c/d/cpu.max")
+        );
         assert!(hierarchy.cgroup("/").is_root());
     }
 }

@@ -9,7 +9,10 @@ use crate::source::{Cpu, DeviceIo, Memory, Swap, parse};
 /// `cpu.stat`: there in every cgroup, whether or not the cpu controller is enabled. No per-CPU numbers.
 pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
     let total = cgroup.parse("cpu.stat", parse::cpu_stat)?;
-    Ok(total.map(|total| Cpu { total, per_cpu: None }))
+    Ok(total.map(|total| Cpu {
+        total,
+        per_cpu: None,
+    }))
 }
 
 /// `cpu.max` of the cgroup and its ancestors.
@@ -29,9 +32,14 @@ pub(super) fn bandwidth(cgroup: &Cgroup<'_>) -> Result<Option<Bandwidth>> {
 /// that has it, and that ancestor's limit is the one that counts: its numbers are the container's.
 pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {
     for level in cgroup.ancestry() {
-        let Some(usage_bytes) = level.parse("memory.current", parse::single)? else { continue };
-        let mut memory =
-            Memory { usage_bytes, limit_bytes: level.smallest("memory.max")?, ..Memory::default() };
+        let Some(usage_bytes) = level.parse("memory.current", parse::single)? else {
+            continue;
+        };
+        let mut memory = Memory {
+            usage_bytes,
+            limit_bytes: level.smallest("memory.max")?,
+            ..Memory::default()
+        };
         level.parse("memory.stat", |text| {
             memory_stat(text, &mut memory);
             Some(())
@@ -77,9 +85,14 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
 /// `memory.swap.max` and `memory.swap.current`. Not supplied where the kernel does not account swap.
 pub(super) fn swap(cgroup: &Cgroup<'_>) -> Result<Option<Swap>> {
     for level in cgroup.ancestry() {
-        let Some(used_bytes) = level.parse("memory.swap.current", parse::single)? else { continue };
+        let Some(used_bytes) = level.parse("memory.swap.current", parse::single)? else {
+            continue;
+        };
         let limit_bytes = level.smallest("memory.swap.max")?;
-        return Ok(Some(Swap { limit_bytes, used_bytes }));
+        return Ok(Some(Swap {
+            limit_bytes,
+            used_bytes,
+        }));
     }
     Ok(None)
 }
@@ -114,9 +127,15 @@ mod tests {
         let mut memory = Memory::default();
         let text = b"anon 1\nfile 2\nfile_mapped 3\nfile_dirty 4\nfile_writeback 5\nanon_thp 6\nshmem_thp 7\n";
         memory_stat(text, &mut memory);
-        assert_eq!((memory.anon_bytes, memory.cache_bytes, memory.mapped_bytes), (1, 2, 3));
+        assert_eq!(
+            (memory.anon_bytes, memory.cache_bytes, memory.mapped_bytes),
+            (1, 2, 3)
+        );
         assert_eq!((memory.dirty_bytes, memory.writeback_bytes), (4, 5));
-        assert_eq!((memory.anon_thp_bytes, memory.shmem_thp_bytes), (Some(6), Some(7)));
+        assert_eq!(
+            (memory.anon_thp_bytes, memory.shmem_thp_bytes),
+            (Some(6), Some(7))
+        );
         assert_eq!(memory.slab_reclaimable_bytes, None);
     }
 }
