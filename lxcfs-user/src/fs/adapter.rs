@@ -310,12 +310,12 @@ impl Filesystem for LxcFs {
         _: &Request,
         _: INodeNo,
         _: &OsStr,
-        _: INodeNo,
+        parent: INodeNo,
         _: &OsStr,
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(fuser::Errno::EPERM);
+        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
     }
 }
 
