@@ -90,23 +90,9 @@ impl Callers {
         let home = lookup.open_namespace(us, "cgroup")?;
         let visitor = Visitor::start(Arc::clone(&host), home)?;
         // Each container takes a descriptor, some two: leave half of what we may have for everything else.
-        let descriptors = getrlimit(Resource::Nofile)
-            .current
-            .unwrap_or(u64::from(u32::MAX));
-        let cache = Cache::new(
-            usize::try_from(descriptors / 4)
-                .unwrap_or(usize::MAX)
-                .min(65_536),
-        );
-        Ok(Self {
-            host,
-            files,
-            ours,
-            visitor,
-            cache,
-            init_lookup,
-            watcher: OnceLock::new(),
-        })
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
+        let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536));
+        Ok(Self { host, files, ours, visitor, cache, init_lookup, watcher: OnceLock::new() })
     }
 
     /// The container of thread `tid`.
@@ -116,12 +102,7 @@ impl Callers {
     pub fn find(&self, tid: u32) -> Result<Caller> {
         if tid == 0 {
             let cause = "the reader is not in our pid namespace";
-            return Err(Error::because(
-                "find the container of",
-                "pid 0",
-                Errno::SRCH,
-                cause,
-            ));
+            return Err(Error::because("find the container of", "pid 0", Errno::SRCH, cause));
         }
         let namespaces = Lookup(&self.host).namespaces(tid)?;
         if namespaces == self.ours {
@@ -203,16 +184,9 @@ impl Callers {
         let (cgroups, follows) = if has_own_cgroup_namespace {
             (self.roots_of_namespace(init, &ours)?, None)
         } else {
-            (
-                ours.map(|_, path| without_known_leaf(path).to_owned()),
-                Some(text),
-            )
+            (ours.map(|_, path| without_known_leaf(path).to_owned()), Some(text))
         };
-        let boundary = Boundary {
-            cgroups,
-            follows,
-            cgroup_namespace: None,
-        };
+        let boundary = Boundary { cgroups, follows, cgroup_namespace: None };
         self.entry(init, pidfd, boundary, before)
     }
 
@@ -230,11 +204,7 @@ impl Callers {
         let members = tasks::threads(&cgroups, &self.files)?.unwrap_or_default();
         let oldest = members.into_iter().min_by_key(age).unwrap_or(tid);
         let pidfd = open_pidfd(oldest)?;
-        let boundary = Boundary {
-            cgroups,
-            follows: None,
-            cgroup_namespace: Some(kept),
-        };
+        let boundary = Boundary { cgroups, follows: None, cgroup_namespace: Some(kept) };
         self.entry(oldest, pidfd, boundary, None)
     }
 
@@ -263,9 +233,7 @@ impl Callers {
             started_ns,
             pid_depth: lookup.own_pids(init)?.len() - 1,
             cgroups: boundary.cgroups,
-            history: known
-                .map(|known| Arc::clone(&known.history))
-                .unwrap_or_default(),
+            history: known.map(|known| Arc::clone(&known.history)).unwrap_or_default(),
         };
         let entry = Entry {
             container: Arc::new(container),
@@ -284,18 +252,12 @@ impl Callers {
 
 /// `path` without the leaf that an init is known to move itself to.
 fn without_known_leaf(path: &str) -> &str {
-    KNOWN_LEAVES
-        .iter()
-        .find_map(|leaf| path.strip_suffix(leaf))
-        .unwrap_or(path)
+    KNOWN_LEAVES.iter().find_map(|leaf| path.strip_suffix(leaf)).unwrap_or(path)
 }
 
 fn open_pidfd(pid: u32) -> Result<OwnedFd> {
     let gone = || Error::io("open pidfd of", pid.to_string(), Errno::SRCH);
-    let number = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(gone)?;
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
     pidfd_open(number, PidfdFlags::empty())
         .map_err(|errno| Error::io("open pidfd of", pid.to_string(), errno))
 }
@@ -307,10 +269,7 @@ mod tests {
     #[test]
     fn only_the_leaf_of_an_init_is_cut() {
         assert_eq!(without_known_leaf("/lxc/c1/init.scope"), "/lxc/c1");
-        assert_eq!(
-            without_known_leaf("/lxc.payload.c1/.lxc"),
-            "/lxc.payload.c1"
-        );
+        assert_eq!(without_known_leaf("/lxc.payload.c1/.lxc"), "/lxc.payload.c1");
         assert_eq!(without_known_leaf("/docker/abc"), "/docker/abc");
         assert_eq!(without_known_leaf("/docker/myinit"), "/docker/myinit");
         assert_eq!(without_known_leaf("/init.scope"), "");

@@ -59,12 +59,7 @@ impl Rooms {
             Arc::clone(&host) as _,
             policy,
         );
-        Ok(Self {
-            host,
-            files,
-            callers,
-            road: Arc::new(road),
-        })
+        Ok(Self { host, files, callers, road: Arc::new(road) })
     }
 }
 
@@ -73,17 +68,10 @@ impl Rooms {
 /// # Errors
 /// Whatever keeps it from starting; once it serves, only the loss of the mount ends it with an error.
 pub fn serve(arguments: &Serve) -> Result<()> {
-    let mount_point = arguments
-        .mountpoint
-        .as_deref()
-        .unwrap_or_else(|| Path::new(""));
+    let mount_point = arguments.mountpoint.as_deref().unwrap_or_else(|| Path::new(""));
     check(arguments)?;
     let policy = Policy {
-        cpu_view: if arguments.enable_cfs {
-            CpuView::Quota
-        } else {
-            arguments.cpu_view.into()
-        },
+        cpu_view: if arguments.enable_cfs { CpuView::Quota } else { arguments.cpu_view.into() },
         swap: !arguments.disable_swap,
         zswap: !arguments.disable_zswap,
     };
@@ -106,27 +94,16 @@ pub fn serve(arguments: &Serve) -> Result<()> {
         .and_then(|session| run_session(move || session.run()))
         .map_err(|error| Error::std("serve", mount.point(), &error))
         .inspect_err(|_| drop(mount.unmount()))?;
-    sampler::start(
-        Arc::clone(&rooms.callers),
-        Arc::clone(&rooms.files),
-        Arc::clone(&rooms.host),
-    )?;
+    sampler::start(Arc::clone(&rooms.callers), Arc::clone(&rooms.files), Arc::clone(&rooms.host))?;
 
-    let status = Status {
-        mount_point: mount.point().to_owned(),
-        policy,
-        supplies: rooms.files.supplies(),
-    };
+    let status =
+        Status { mount_point: mount.point().to_owned(), policy, supplies: rooms.files.supplies() };
     let socket = control::socket_path(&arguments.runtime_dir, mount.point());
     let served = runtime.block_on(attend(&rooms.road, status, &socket, signals, ended));
     // Nobody may listen: a daemon started by hand is notified to no one.
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     let _ = std::fs::remove_file(&socket);
-    if served.is_ok() {
-        mount.unmount().or_else(already_unmounted)
-    } else {
-        served
-    }
+    if served.is_ok() { mount.unmount().or_else(already_unmounted) } else { served }
 }
 
 /// What can be said before anything is touched.
@@ -134,16 +111,12 @@ fn check(arguments: &Serve) -> Result<()> {
     if arguments.enable_cgroup {
         let cause =
             "a cgroup tree through lxcfs has let containers escape; cgroup namespaces replace it";
-        return Err(
-            Error::because("use option", "--enable-cgroup", Errno::INVAL, cause)
-                .hint("leave it out"),
-        );
+        return Err(Error::because("use option", "--enable-cgroup", Errno::INVAL, cause)
+            .hint("leave it out"));
     }
     if !geteuid().is_root() {
-        return Err(
-            Error::because("serve", "lxcfs", Errno::PERM, "mounting takes root")
-                .hint("sudo lxcfs MOUNTPOINT"),
-        );
+        return Err(Error::because("serve", "lxcfs", Errno::PERM, "mounting takes root")
+            .hint("sudo lxcfs MOUNTPOINT"));
     }
     Ok(())
 }
@@ -152,13 +125,7 @@ fn check(arguments: &Serve) -> Result<()> {
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused, fewer containers are remembered at a time.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    );
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Runs the session on threads of its own and tells when it has ended: somebody unmounted it.
@@ -166,22 +133,16 @@ fn run_session(
     run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
 ) -> std::io::Result<oneshot::Receiver<std::io::Result<()>>> {
     let (sender, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("session".to_owned())
-        .spawn(move || {
-            // Nobody waits any more when we are ending ourselves.
-            let _ = sender.send(run());
-        })?;
+    std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+        // Nobody waits any more when we are ending ourselves.
+        let _ = sender.send(run());
+    })?;
     Ok(ended)
 }
 
 /// Somebody else may have been faster.
 fn already_unmounted(error: Error) -> Result<()> {
-    if error.errno == Errno::INVAL {
-        Ok(())
-    } else {
-        Err(error)
-    }
+    if error.errno == Errno::INVAL { Ok(()) } else { Err(error) }
 }
 
 /// The signals a daemon is told things by.

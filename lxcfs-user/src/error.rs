@@ -52,10 +52,7 @@ impl Error {
         errno: Errno,
         cause: impl Into<String>,
     ) -> Self {
-        Self {
-            cause: Some(cause.into()),
-            ..Self::io(operation, path, errno)
-        }
+        Self { cause: Some(cause.into()), ..Self::io(operation, path, errno) }
     }
 
     /// The content of `path` is not what the kernel documents.

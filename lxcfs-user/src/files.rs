@@ -32,11 +32,7 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            cpu_view: CpuView::default(),
-            swap: true,
-            zswap: true,
-        }
+        Self { cpu_view: CpuView::default(), swap: true, zswap: true }
     }
 }
 
@@ -91,19 +87,12 @@ impl View<'_> {
             CpuView::Quota => self.source.bandwidth(self.container)?,
             CpuView::Cpuset | CpuView::Host => None,
         };
-        Ok(Cpus::decide(
-            self.policy.cpu_view,
-            &online,
-            effective.as_ref(),
-            bandwidth,
-        ))
+        Ok(Cpus::decide(self.policy.cpu_view, &online, effective.as_ref(), bandwidth))
     }
 
     /// How long the container has been up, nanoseconds.
     fn up_ns(&self) -> u64 {
-        self.machine
-            .boottime_ns()
-            .saturating_sub(self.container.started_ns)
+        self.machine.boottime_ns().saturating_sub(self.container.started_ns)
     }
 }
 

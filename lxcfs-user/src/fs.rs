@@ -57,18 +57,10 @@ impl LxcFs {
     pub fn new(road: Arc<Road>, host: Arc<Host>) -> Result<Self> {
         let sysfs = Sysfs::open(&host)?;
         let mounted = SystemTime::now();
-        let epoch = mounted
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
         let handles = Handles::new(epoch.as_secs() << 32);
-        Ok(Self {
-            road,
-            host,
-            sysfs,
-            handles,
-            mounted,
-        })
+        Ok(Self { road, host, sysfs, handles, mounted })
     }
 
     fn lookup(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
@@ -135,11 +127,8 @@ impl LxcFs {
             rustix::fs::FileType::Symlink => FileType::Symlink,
             _ => FileType::RegularFile,
         };
-        let read_only = if kind == FileType::RegularFile {
-            stat.st_mode & !WRITE_BITS
-        } else {
-            stat.st_mode
-        };
+        let read_only =
+            if kind == FileType::RegularFile { stat.st_mode & !WRITE_BITS } else { stat.st_mode };
         FileAttr {
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -160,10 +149,8 @@ impl LxcFs {
             kind,
             name: name.to_owned(),
         };
-        let mut names = vec![
-            entry(b".", node, FileType::Directory),
-            entry(b"..", parent, FileType::Directory),
-        ];
+        let mut names =
+            vec![entry(b".", node, FileType::Directory), entry(b"..", parent, FileType::Directory)];
         match node {
             Node::Directory(directory) => {
                 let entries = directory.entries(self.sysfs.cpu()).into_iter();

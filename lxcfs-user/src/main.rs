@@ -15,11 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default = if cli.serve.debug {
-        "debug"
-    } else {
-        "info,fuser=error"
-    };
+    let default = if cli.serve.debug { "debug" } else { "info,fuser=error" };
     let filter = EnvFilter::try_from_env("LXCFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -41,24 +37,13 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         None if cli.serve.mountpoint.is_none() => Cli::command()
-            .error(
-                clap::error::ErrorKind::MissingRequiredArgument,
-                "MOUNTPOINT is missing",
-            )
+            .error(clap::error::ErrorKind::MissingRequiredArgument, "MOUNTPOINT is missing")
             .exit(),
         None => daemon::serve(&cli.serve),
-        Some(Command::Status {
-            mountpoint,
-            json,
-            runtime_dir,
-        }) => status(&control::socket_path(runtime_dir, mountpoint), *json),
-        Some(Command::Cat {
-            pid,
-            file,
-            mount,
-            runtime_dir,
-            cpu_view,
-        }) => {
+        Some(Command::Status { mountpoint, json, runtime_dir }) => {
+            status(&control::socket_path(runtime_dir, mountpoint), *json)
+        }
+        Some(Command::Cat { pid, file, mount, runtime_dir, cpu_view }) => {
             let socket = control::socket_path(runtime_dir, mount);
             print(&page(&socket, *pid, *file, *cpu_view)?)
         }
@@ -80,10 +65,8 @@ fn status(socket: &Path, json: bool) -> Result<()> {
     let request = if json { "status" } else { "status text" };
     match control::ask(socket, request)? {
         Some(report) => print(&report),
-        None => Err(
-            Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
-                .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point"),
-        ),
+        None => Err(Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
+            .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")),
     }
 }
 
@@ -92,10 +75,7 @@ fn page(socket: &Path, pid: u32, file: File, view: View) -> Result<Vec<u8>> {
     match control::ask(socket, &format!("cat {pid} {}", file.path()))? {
         Some(page) => Ok(page),
         None => {
-            let policy = Policy {
-                cpu_view: view.into(),
-                ..Policy::default()
-            };
+            let policy = Policy { cpu_view: view.into(), ..Policy::default() };
             let rooms = Rooms::open(policy, InitLookup::Ask)?;
             Ok(rooms.road.page(file, pid)?.to_vec())
         }

@@ -84,10 +84,7 @@ impl Road {
         };
         let made = match try_once() {
             // The cgroup went away under us: the container has moved, or what we knew of it is outdated. Look again.
-            Err(Error {
-                errno: Errno::NOENT | Errno::NODEV,
-                ..
-            }) => {
+            Err(Error { errno: Errno::NOENT | Errno::NODEV, .. }) => {
                 self.callers.forget(tid);
                 try_once()?
             }

@@ -37,17 +37,10 @@ impl Cgroup {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("lxcfs-test-{}-{number}-{name}", std::process::id());
         let hierarchies = hierarchies()?;
-        for root in hierarchies
-            .iter()
-            .filter(|hierarchy| hierarchy.controllers.is_empty())
-        {
+        for root in hierarchies.iter().filter(|hierarchy| hierarchy.controllers.is_empty()) {
             enable_controllers(&root.mount_point);
         }
-        let cgroup = Self {
-            hierarchies,
-            name,
-            is_child: false,
-        };
+        let cgroup = Self { hierarchies, name, is_child: false };
         cgroup.make()?;
         Ok(cgroup)
     }
@@ -57,18 +50,11 @@ impl Cgroup {
     /// # Errors
     /// It exists already, or this one is gone.
     pub fn child(&self, name: &str) -> Result<Self> {
-        for directory in self
-            .directories()
-            .filter(|(_, controllers)| controllers.is_empty())
-        {
+        for directory in self.directories().filter(|(_, controllers)| controllers.is_empty()) {
             enable_controllers(&directory.0);
         }
         let name = format!("{}/{name}", self.name);
-        let child = Self {
-            hierarchies: self.hierarchies.clone(),
-            name,
-            is_child: true,
-        };
+        let child = Self { hierarchies: self.hierarchies.clone(), name, is_child: true };
         child.make()?;
         Ok(child)
     }
@@ -96,17 +82,13 @@ impl Cgroup {
     /// The `cgroup.procs` of each hierarchy: a process that writes itself to all of them is in the cgroup.
     #[must_use]
     pub fn procs_files(&self) -> Vec<PathBuf> {
-        self.directories()
-            .map(|(directory, _)| directory.join("cgroup.procs"))
-            .collect()
+        self.directories().map(|(directory, _)| directory.join("cgroup.procs")).collect()
     }
 
     /// Whether the machine is pure cgroup v2.
     #[must_use]
     pub fn is_pure_v2(&self) -> bool {
-        self.hierarchies
-            .iter()
-            .all(|hierarchy| hierarchy.controllers.is_empty())
+        self.hierarchies.iter().all(|hierarchy| hierarchy.controllers.is_empty())
     }
 
     /// Limits memory.
@@ -114,12 +96,7 @@ impl Cgroup {
     /// # Errors
     /// The controller is missing.
     pub fn limit_memory(&self, bytes: u64) -> Result<()> {
-        self.set(
-            "memory",
-            "memory.limit_in_bytes",
-            "memory.max",
-            &bytes.to_string(),
-        )
+        self.set("memory", "memory.limit_in_bytes", "memory.max", &bytes.to_string())
     }
 
     /// Limits the CPU time to `quota_us` in every `period_us`.
@@ -188,10 +165,7 @@ impl Cgroup {
 
     fn directories(&self) -> impl Iterator<Item = (PathBuf, &str)> {
         self.hierarchies.iter().map(|hierarchy| {
-            (
-                hierarchy.mount_point.join(&self.name),
-                hierarchy.controllers.as_str(),
-            )
+            (hierarchy.mount_point.join(&self.name), hierarchy.controllers.as_str())
         })
     }
 }
@@ -226,19 +200,13 @@ fn remove(directory: &Path) {
 /// Delegates what the tests need to the children of `directory`. What a kernel does not have is missed when it is used.
 fn enable_controllers(directory: &Path) {
     for controller in CONTROLLERS {
-        let _ = fs::write(
-            directory.join("cgroup.subtree_control"),
-            format!("+{controller}"),
-        );
+        let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
     }
 }
 
 /// The `cgroup.procs` of the root of each hierarchy.
 pub(crate) fn root_procs_files() -> Result<Vec<PathBuf>> {
-    Ok(hierarchies()?
-        .into_iter()
-        .map(|root| root.mount_point.join("cgroup.procs"))
-        .collect())
+    Ok(hierarchies()?.into_iter().map(|root| root.mount_point.join("cgroup.procs")).collect())
 }
 
 fn hierarchies() -> Result<Vec<Hierarchy>> {
@@ -252,9 +220,7 @@ fn hierarchies() -> Result<Vec<Hierarchy>> {
         let controllers = match fields.as_slice() {
             ["cgroup2", ..] => String::new(),
             ["cgroup", _, options] if !options.contains("name=") => {
-                let names = options
-                    .split(',')
-                    .filter(|name| !matches!(*name, "rw" | "ro"));
+                let names = options.split(',').filter(|name| !matches!(*name, "rw" | "ro"));
                 names.collect::<Vec<_>>().join(",")
             }
             _ => continue,
@@ -263,10 +229,7 @@ fn hierarchies() -> Result<Vec<Hierarchy>> {
             continue;
         };
         if !found.iter().any(|known| known.controllers == controllers) {
-            found.push(Hierarchy {
-                mount_point: mount_point.into(),
-                controllers,
-            });
+            found.push(Hierarchy { mount_point: mount_point.into(), controllers });
         }
     }
     if found.is_empty() {

@@ -19,10 +19,7 @@ impl Container {
     /// A container in `cgroup`, with namespaces of its own.
     #[must_use]
     pub fn new(cgroup: &Cgroup) -> Self {
-        Self {
-            procs_files: cgroup.procs_files(),
-            ..Self::default()
-        }
+        Self { procs_files: cgroup.procs_files(), ..Self::default() }
     }
 
     /// A container in the cgroups of the test itself.
@@ -36,10 +33,7 @@ impl Container {
     /// # Errors
     /// No hierarchy is mounted.
     pub fn in_root_cgroup() -> Result<Self> {
-        Ok(Self {
-            procs_files: crate::cgroup::root_procs_files()?,
-            ..Self::default()
-        })
+        Ok(Self { procs_files: crate::cgroup::root_procs_files()?, ..Self::default() })
     }
 
     /// With the files mounted at `mount_point` bound over its own.
@@ -90,10 +84,8 @@ impl Container {
     /// The container cannot be made, or the script fails; its standard error is in the message.
     pub fn sh(&self, script: &str) -> Result<String> {
         let output = self.run(&["/bin/sh", "-c", script])?;
-        let (stdout, stderr) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(
             output.status.success(),
             "`{script}` ended with {}: {stdout}{stderr}",
@@ -107,9 +99,7 @@ impl Container {
     /// # Errors
     /// `contain` cannot be started.
     pub fn run(&self, command: &[&str]) -> Result<Output> {
-        self.command(command)
-            .output()
-            .context("start contain: is it built?")
+        self.command(command).output().context("start contain: is it built?")
     }
 
     /// Starts a command in the container and leaves it running.
@@ -142,10 +132,7 @@ impl Running {
         let mut init = None;
         crate::wait_for("the container's init", || {
             let text = std::fs::read_to_string(&children).unwrap_or_default();
-            init = text
-                .split_whitespace()
-                .next()
-                .and_then(|pid| pid.parse().ok());
+            init = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
             init.is_some()
         });
         init.expect("waited for it")
@@ -164,11 +151,7 @@ impl Running {
         while stdout.read(&mut byte)? == 1 && byte != *b"\n" {
             line.push(byte[0]);
         }
-        ensure!(
-            byte == *b"\n",
-            "the container ended: {}",
-            String::from_utf8_lossy(&line)
-        );
+        ensure!(byte == *b"\n", "the container ended: {}", String::from_utf8_lossy(&line));
         Ok(String::from_utf8(line)?)
     }
 }

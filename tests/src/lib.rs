@@ -15,9 +15,7 @@ pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("/proc/self/exe can be read");
     let directory = exe.parent().expect("a program lies in a directory");
     let directory = if directory.ends_with("deps") {
-        directory
-            .parent()
-            .expect("deps lies in the target directory")
+        directory.parent().expect("deps lies in the target directory")
     } else {
         directory
     };
@@ -27,9 +25,7 @@ pub fn program(name: &str) -> PathBuf {
 /// `duration`, longer where the machine is slower: an emulated guest says how much in `LXCFS_TEST_TIMEOUT_FACTOR`.
 #[must_use]
 pub fn patience(duration: Duration) -> Duration {
-    let factor = std::env::var("LXCFS_TEST_TIMEOUT_FACTOR")
-        .ok()
-        .and_then(|f| f.parse().ok());
+    let factor = std::env::var("LXCFS_TEST_TIMEOUT_FACTOR").ok().and_then(|f| f.parse().ok());
     duration * factor.unwrap_or(1)
 }
 

@@ -3,9 +3,11 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
@@ -16,6 +18,7 @@ use nix::unistd::Pid;
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    mount_point: PathBuf,
     directory: PathBuf,
 }
 
@@ -41,24 +44,55 @@ impl Daemon {
     /// # Errors
     /// It does not come to serve.
     pub fn start_in<S: AsRef<OsStr>>(directory: PathBuf, options: &[S]) -> Result<Self> {
-        let child = command(&directory)
+        Self::launch(directory.join("mnt"), directory, options)
+    }
+
+    /// Starts one that mounts at `mount_point`.
+    ///
+    /// # Errors
+    /// It does not come to serve.
+    pub fn start_at<S: AsRef<OsStr>>(mount_point: PathBuf, options: &[S]) -> Result<Self> {
+        Self::launch(mount_point, new_directory()?, options)
+    }
+
+    fn launch<S: AsRef<OsStr>>(
+        mount_point: PathBuf,
+        directory: PathBuf,
+        options: &[S],
+    ) -> Result<Self> {
+        let child = command_at(&directory, &mount_point)
             .args(options)
             .stderr(Stdio::from(fs::File::create(directory.join("log"))?))
+            // A Ctrl-C is for us, and we end it in good order.
+            .process_group(0)
             .spawn()
             .context("start lxcfs: is it built?")?;
-        let mut daemon = Self { child, directory };
-        let deadline =
-            std::time::Instant::now() + crate::patience(std::time::Duration::from_secs(10));
+        let mut daemon = Self { child, mount_point, directory };
+        let deadline = Instant::now() + crate::patience(Duration::from_secs(10));
         while !daemon.log().contains("serving at") {
-            if let Some(status) = daemon.child.try_wait()? {
-                bail!("lxcfs ended with {status}: {}", daemon.log());
+            if daemon.has_ended()? {
+                bail!("lxcfs has ended: {}", daemon.log());
             }
-            if std::time::Instant::now() > deadline {
+            if Instant::now() > deadline {
                 bail!("lxcfs does not come to serve: {}", daemon.log());
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         Ok(daemon)
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("wait for lxcfs")?.is_some())
+    }
+
+    /// The option that tells a subcommand where this daemon's runtime directory is, with a space before it.
+    #[must_use]
+    pub fn runtime_option(&self) -> String {
+        format!(" --runtime-dir {}", self.directory.join("run").display())
     }
 
     /// Its pid.
@@ -70,7 +104,7 @@ impl Daemon {
     /// Where it is mounted.
     #[must_use]
     pub fn mount_point(&self) -> PathBuf {
-        self.directory.join("mnt")
+        self.mount_point.clone()
     }
 
     /// Its directory, with `mnt`, `run` and `log` in it.
@@ -170,11 +204,12 @@ pub fn new_directory() -> Result<PathBuf> {
 /// The command line of a daemon in `directory`.
 #[must_use]
 pub fn command(directory: &Path) -> Command {
+    command_at(directory, &directory.join("mnt"))
+}
+
+fn command_at(directory: &Path, mount_point: &Path) -> Command {
     let mut command = Command::new(crate::program("lxcfs"));
-    command
-        .arg("--runtime-dir")
-        .arg(directory.join("run"))
-        .arg(directory.join("mnt"));
+    command.arg("--runtime-dir").arg(directory.join("run")).arg(mount_point);
     command
 }
 
@@ -188,9 +223,7 @@ pub fn is_mounted(path: &Path) -> bool {
     fs::File::open("/proc/self/mountinfo")
         .and_then(|mut file| file.read_to_string(&mut mounts))
         .expect("mountinfo can be read");
-    mounts.lines().any(|line| {
-        line.split(' ')
-            .nth(4)
-            .is_some_and(|point| Path::new(point).starts_with(path))
-    })
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(path)))
 }

@@ -45,25 +45,15 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
     let daemon = Daemon::start()?;
     let meminfo = daemon.path("proc/meminfo").display().to_string();
     // With a cgroup namespace any leaf; without one, the names that inits are known to use.
-    for (leaf, shared) in [
-        ("supervisor", false),
-        ("init.scope", false),
-        ("init.scope", true),
-        ("init", true),
-    ] {
+    for (leaf, shared) in
+        [("supervisor", false), ("init.scope", false), ("init.scope", true), ("init", true)]
+    {
         let cgroup = limited("leaf")?;
         let below = cgroup.child(leaf)?;
-        let procs: Vec<_> = below
-            .procs_files()
-            .iter()
-            .map(|file| file.display().to_string())
-            .collect();
+        let procs: Vec<_> =
+            below.procs_files().iter().map(|file| file.display().to_string()).collect();
         let container = Container::new(&cgroup);
-        let container = if shared {
-            container.sharing_cgroup_namespace()
-        } else {
-            container
-        };
+        let container = if shared { container.sharing_cgroup_namespace() } else { container };
         let script = format!(
             "x=$(head -c 20000000 /dev/zero | tr '\\0' x); for f in {}; do echo $$ > $f; done; cat {meminfo}",
             procs.join(" ")
@@ -71,15 +61,8 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
         let text = container.sh(&script)?;
         ensure!(total_kib(&text)? == LIMIT_KIB, "{leaf}: {text}");
         let free = text.lines().nth(1).context("no MemFree")?;
-        let free: u64 = free
-            .split_whitespace()
-            .nth(1)
-            .context("no number")?
-            .parse()?;
-        ensure!(
-            LIMIT_KIB - free > 15_000,
-            "{leaf}: the use before the move is missing: {text}"
-        );
+        let free: u64 = free.split_whitespace().nth(1).context("no number")?.parse()?;
+        ensure!(LIMIT_KIB - free > 15_000, "{leaf}: the use before the move is missing: {text}");
     }
     Ok(())
 }
@@ -91,10 +74,9 @@ fn a_nested_container_sees_its_own() -> Result<()> {
     let inner = outer.child("inner")?;
     inner.limit_memory(LIMIT_KIB << 9)?;
     let meminfo = daemon.path("proc/meminfo").display().to_string();
-    for inner_container in [
-        Container::new(&inner),
-        Container::new(&inner).sharing_cgroup_namespace(),
-    ] {
+    for inner_container in
+        [Container::new(&inner), Container::new(&inner).sharing_cgroup_namespace()]
+    {
         let nested = inner_container.command(&["/bin/cat", &meminfo]);
         let words: Vec<_> = std::iter::once(nested.get_program())
             .chain(nested.get_args())
@@ -117,15 +99,10 @@ fn a_container_in_the_hosts_pid_namespace_has_the_limits_of_its_cgroup_namespace
     let meminfo = daemon.path("proc/meminfo").display().to_string();
     let text = container.sh(&format!("cat {meminfo}"))?;
     ensure!(total_kib(&text)? == LIMIT_KIB, "{text}");
-    let uptime = container.sh(&format!(
-        "sleep 0.3; cat {}",
-        daemon.path("proc/uptime").display()
-    ))?;
+    let uptime =
+        container.sh(&format!("sleep 0.3; cat {}", daemon.path("proc/uptime").display()))?;
     let up: f64 = uptime.split(' ').next().context("empty")?.parse()?;
-    ensure!(
-        up < 60.0,
-        "the container's uptime, not the host's: {uptime}"
-    );
+    ensure!(up < 60.0, "the container's uptime, not the host's: {uptime}");
     Ok(())
 }
 
@@ -144,10 +121,7 @@ fn the_root_of_a_user_namespace_reads_its_container() -> Result<()> {
     let slabinfo = daemon.path("proc/slabinfo");
     let refused = container.run(&["/bin/cat", &slabinfo.display().to_string()])?;
     let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(
-        !refused.status.success() && stderr.contains("Permission denied"),
-        "{stderr}"
-    );
+    ensure!(!refused.status.success() && stderr.contains("Permission denied"), "{stderr}");
     Ok(())
 }
 
@@ -173,11 +147,7 @@ fn threads_and_odd_names_are_no_obstacle() -> Result<()> {
         Container::new(&cgroup).run(&["/usr/bin/env", "python3", &python.display().to_string()]);
     std::fs::remove_file(&python)?;
     let output = output?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let up: f64 = text.split(' ').next().context("empty")?.parse()?;
     ensure!(up < 60.0, "{text}");
@@ -209,12 +179,7 @@ fn a_container_that_moves_takes_its_new_limits() -> Result<()> {
     let mut running = container.spawn(&["/bin/sh", "-c", &script])?;
     ensure!(total_kib(&running.line()?)? == LIMIT_KIB);
     second.add(running.init())?;
-    running
-        .child
-        .stdin
-        .as_mut()
-        .context("stdin is piped")?
-        .write_all(b"\n")?;
+    running.child.stdin.as_mut().context("stdin is piped")?.write_all(b"\n")?;
     ensure!(total_kib(&running.line()?)? == LIMIT_KIB / 2);
     Ok(())
 }
@@ -246,10 +211,7 @@ fn searching_finds_the_init_that_asking_finds() -> Result<()> {
     lxcfs_tests::wait_for("the entered process", || {
         let children = format!("/proc/{0}/task/{0}/children", entered.id());
         let children = std::fs::read_to_string(children).unwrap_or_default();
-        child = children
-            .split_whitespace()
-            .next()
-            .and_then(|pid| pid.parse().ok());
+        child = children.split_whitespace().next().and_then(|pid| pid.parse().ok());
         child.is_some()
     });
     let child = child.context("waited for it")?;
@@ -263,14 +225,8 @@ fn searching_finds_the_init_that_asking_finds() -> Result<()> {
 #[test]
 fn the_host_is_the_host_and_the_dead_are_nobody() -> Result<()> {
     let rooms = Rooms::open(Policy::default(), InitLookup::Ask)?;
-    ensure!(matches!(
-        rooms.road.callers().find(std::process::id())?,
-        Caller::Host
-    ));
-    ensure!(
-        rooms.road.callers().find(0).is_err(),
-        "a reader we cannot see has no container"
-    );
+    ensure!(matches!(rooms.road.callers().find(std::process::id())?, Caller::Host));
+    ensure!(rooms.road.callers().find(0).is_err(), "a reader we cannot see has no container");
     let mut child = std::process::Command::new("true").spawn()?;
     let pid = child.id();
     child.wait()?;
@@ -301,23 +257,10 @@ fn host_values_are_never_served_in_silence() -> Result<()> {
     let text = container.sh(&format!("cat {}", daemon.path("proc/meminfo").display()))?;
     let host = std::fs::read_to_string("/proc/meminfo")?;
     ensure!(total_kib(&text)? == total_kib(&host)?);
-    ensure!(
-        daemon
-            .log()
-            .contains("proc/meminfo: host values are served"),
-        "{}",
-        daemon.log()
-    );
-    let status = daemon.run(&[
-        "status",
-        "--json",
-        &daemon.mount_point().display().to_string(),
-    ])?;
+    ensure!(daemon.log().contains("proc/meminfo: host values are served"), "{}", daemon.log());
+    let status = daemon.run(&["status", "--json", &daemon.mount_point().display().to_string()])?;
     let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
     let fallback = &status["fallbacks"][0];
-    ensure!(
-        fallback["file"] == "proc/meminfo" && fallback["pages"] == 1,
-        "{status}"
-    );
+    ensure!(fallback["file"] == "proc/meminfo" && fallback["pages"] == 1, "{status}");
     Ok(())
 }

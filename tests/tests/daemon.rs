@@ -14,11 +14,7 @@ use nix::sys::signal::Signal;
 /// Asserts that the command fails with `status` and one line that says all of `words`.
 fn refused(output: &Output, status: i32, words: &[&str]) -> Result<()> {
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.code() == Some(status),
-        "{}: {stderr}",
-        output.status
-    );
+    ensure!(output.status.code() == Some(status), "{}: {stderr}", output.status);
     for word in words {
         ensure!(stderr.contains(word), "`{word}` is not in: {stderr}");
     }
@@ -51,11 +47,7 @@ fn it_leaves_nothing_behind() -> Result<()> {
         ensure!(daemon.wait()?.code() == Some(0), "{}", daemon.log());
         ensure!(!mount::is_mounted(&daemon.mount_point()));
         ensure!(!pidfile.exists());
-        ensure!(
-            fs::read_dir(daemon.directory().join("run/lxcfs"))?
-                .next()
-                .is_none()
-        );
+        ensure!(fs::read_dir(daemon.directory().join("run/lxcfs"))?.next().is_none());
     }
     Ok(())
 }
@@ -73,10 +65,7 @@ fn a_mount_point_that_is_none_is_refused() -> Result<()> {
     let directory = Directory::new()?;
     let at = |point: &Path| {
         let mut command = Command::new(lxcfs_tests::program("lxcfs"));
-        command
-            .arg("--runtime-dir")
-            .arg(directory.0.join("run"))
-            .arg(point);
+        command.arg("--runtime-dir").arg(directory.0.join("run")).arg(point);
         command.output()
     };
     refused(
@@ -85,11 +74,7 @@ fn a_mount_point_that_is_none_is_refused() -> Result<()> {
         &["mount at", "missing", "No such file", "mkdir -p"],
     )?;
     fs::write(directory.0.join("file"), "")?;
-    refused(
-        &at(&directory.0.join("file"))?,
-        1,
-        &["mount at", "file", "Not a directory"],
-    )?;
+    refused(&at(&directory.0.join("file"))?, 1, &["mount at", "file", "Not a directory"])?;
     let nothing = Command::new(lxcfs_tests::program("lxcfs")).output()?;
     refused(&nothing, 2, &["MOUNTPOINT", "Usage"])
 }
@@ -100,21 +85,13 @@ fn a_busy_mount_point_and_a_held_pidfile_are_refused() -> Result<()> {
     let other = Directory::new()?;
     let mut command = Command::new(lxcfs_tests::program("lxcfs"));
     let run = other.0.join("run");
-    let output = command
-        .arg("--runtime-dir")
-        .arg(run)
-        .arg(daemon.mount_point())
-        .output()?;
+    let output = command.arg("--runtime-dir").arg(run).arg(daemon.mount_point()).output()?;
     refused(&output, 1, &["mount at", "another lxcfs is mounted there"])?;
     let output = mount::command(&other.0)
         .arg("--pidfile")
         .arg(daemon.directory().join("run/lxcfs.pid"))
         .output()?;
-    refused(
-        &output,
-        1,
-        &["lock", "lxcfs.pid", "another lxcfs holds it", "--pidfile"],
-    )?;
+    refused(&output, 1, &["lock", "lxcfs.pid", "another lxcfs holds it", "--pidfile"])?;
     ensure!(
         !fs::read_to_string(daemon.path("proc/meminfo"))?.is_empty(),
         "the first one serves on"
@@ -135,9 +112,7 @@ fn a_dead_mount_is_taken_away_and_its_place_used() -> Result<()> {
     let mut daemon = Daemon::start()?;
     let directory = daemon.directory().to_owned();
     daemon.crash()?;
-    let dead = fs::read(daemon.path("proc/meminfo"))
-        .err()
-        .and_then(|error| error.raw_os_error());
+    let dead = fs::read(daemon.path("proc/meminfo")).err().and_then(|error| error.raw_os_error());
     ensure!(dead == Some(nix::errno::Errno::ENOTCONN as i32), "{dead:?}");
     let mut next = Daemon::start_in(directory, &[] as &[&str])?;
     ensure!(!fs::read_to_string(next.path("proc/meminfo"))?.is_empty());
@@ -152,11 +127,8 @@ fn without_root_one_line_says_how() -> Result<()> {
     // The program lies where an ordinary user may not look; a copy does not.
     let program = directory.0.join("lxcfs");
     fs::copy(lxcfs_tests::program("lxcfs"), &program)?;
-    let output = Command::new(&program)
-        .arg(directory.0.join("mnt"))
-        .uid(4321)
-        .gid(4321)
-        .output()?;
+    let output =
+        Command::new(&program).arg(directory.0.join("mnt")).uid(4321).gid(4321).output()?;
     refused(&output, 1, &["serve lxcfs", "root", "sudo"])
 }
 
@@ -164,26 +136,10 @@ fn without_root_one_line_says_how() -> Result<()> {
 fn wrong_options_are_refused_with_their_reason() -> Result<()> {
     let directory = Directory::new()?;
     let with = |options: &[&str]| mount::command(&directory.0).args(options).output();
-    refused(
-        &with(&["--no-such-option"])?,
-        2,
-        &["--no-such-option", "Usage"],
-    )?;
-    refused(
-        &with(&["-o", "allow_othr"])?,
-        1,
-        &["mount option allow_othr", "unknown"],
-    )?;
-    refused(
-        &with(&["--enable-cgroup"])?,
-        1,
-        &["--enable-cgroup", "escape", "leave it out"],
-    )?;
-    refused(
-        &with(&["--cpu-view", "some"])?,
-        2,
-        &["some", "cpuset", "quota", "host"],
-    )?;
+    refused(&with(&["--no-such-option"])?, 2, &["--no-such-option", "Usage"])?;
+    refused(&with(&["-o", "allow_othr"])?, 1, &["mount option allow_othr", "unknown"])?;
+    refused(&with(&["--enable-cgroup"])?, 1, &["--enable-cgroup", "escape", "leave it out"])?;
+    refused(&with(&["--cpu-view", "some"])?, 2, &["some", "cpuset", "quota", "host"])?;
     refused(
         &with(&["--pidfile", "/nonexistent/pid"])?,
         1,
@@ -200,14 +156,8 @@ fn without_a_device_the_line_says_what_is_needed() -> Result<()> {
         lxcfs_tests::program("lxcfs").display(),
         directory.0.display()
     );
-    let output = Command::new("unshare")
-        .args(["-m", "/bin/sh", "-c", &script])
-        .output()?;
-    refused(
-        &output,
-        1,
-        &["open /dev/fuse", "No such file", "modprobe fuse"],
-    )
+    let output = Command::new("unshare").args(["-m", "/bin/sh", "-c", &script]).output()?;
+    refused(&output, 1, &["open /dev/fuse", "No such file", "modprobe fuse"])
 }
 
 #[test]
@@ -237,10 +187,7 @@ fn sigusr2_shows_the_host_and_ends_it() -> Result<()> {
     let cgroup = Cgroup::new("toggle")?;
     cgroup.limit_memory(128 << 20)?;
     let total = || {
-        Container::new(&cgroup).sh(&format!(
-            "head -1 {}",
-            daemon.path("proc/meminfo").display()
-        ))
+        Container::new(&cgroup).sh(&format!("head -1 {}", daemon.path("proc/meminfo").display()))
     };
     ensure!(total()?.contains(" 131072 kB"));
     for (state, limited) in [("is on", false), ("is off", true)] {
@@ -260,10 +207,7 @@ fn status_and_cat_speak_to_the_daemon() -> Result<()> {
     let point = daemon.mount_point().display().to_string();
     let status = daemon.run(&["status", &point])?;
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
-    ensure!(
-        status.status.success() && text.contains("What supplies what"),
-        "{text}"
-    );
+    ensure!(status.status.success() && text.contains("What supplies what"), "{text}");
 
     let cgroup = Cgroup::new("cat")?;
     cgroup.limit_memory(128 << 20)?;
@@ -273,32 +217,19 @@ fn status_and_cat_speak_to_the_daemon() -> Result<()> {
     for mount in [point.as_str(), "/nonexistent"] {
         let page = daemon.run(&["cat", "--as", &pid, "--mount", mount, "meminfo"])?;
         let page = String::from_utf8(page.stdout)?;
-        ensure!(
-            page.starts_with("MemTotal:         131072 kB\n"),
-            "{mount}: {page}"
-        );
+        ensure!(page.starts_with("MemTotal:         131072 kB\n"), "{mount}: {page}");
     }
-    refused(
-        &daemon.run(&["cat", "--as", "1", "version"])?,
-        2,
-        &["no such file", "/proc/meminfo"],
-    )?;
+    refused(&daemon.run(&["cat", "--as", "1", "version"])?, 2, &["no such file", "/proc/meminfo"])?;
     refused(&daemon.run(&["cat", "--as", "0", "stat"])?, 2, &["--as"])?;
     let gone = daemon.run(&["cat", "--as", "4000000", "--mount", &point, "stat"])?;
     refused(&gone, 1, &["/proc/4000000", "No such process"])?;
-    refused(
-        &daemon.run(&["status", "/nonexistent"])?,
-        1,
-        &["no lxcfs is running there"],
-    )
+    refused(&daemon.run(&["status", "/nonexistent"])?, 1, &["no lxcfs is running there"])
 }
 
 #[test]
 fn help_manual_and_completion_are_there() -> Result<()> {
     let print = |arguments: &[&str]| -> Result<String> {
-        let output = Command::new(lxcfs_tests::program("lxcfs"))
-            .args(arguments)
-            .output()?;
+        let output = Command::new(lxcfs_tests::program("lxcfs")).args(arguments).output()?;
         ensure!(output.status.success(), "{arguments:?}");
         Ok(String::from_utf8(output.stdout)?)
     };
@@ -315,13 +246,7 @@ fn no_read_makes_a_process() -> Result<()> {
     let daemon = Daemon::start()?;
     let trace = daemon.directory().join("trace");
     let mut strace = Command::new("strace")
-        .args([
-            "-f",
-            "-q",
-            "-e",
-            "trace=clone,clone3,fork,vfork,execve",
-            "-o",
-        ])
+        .args(["-f", "-q", "-e", "trace=clone,clone3,fork,vfork,execve", "-o"])
         .arg(&trace)
         .args(["-p", &daemon.pid().to_string()])
         .spawn()
@@ -357,20 +282,14 @@ fn no_read_makes_a_process() -> Result<()> {
 #[test]
 fn memory_is_flat_over_many_containers() -> Result<()> {
     let daemon = Daemon::start()?;
-    let containers: u32 = std::env::var("LXCFS_TEST_CONTAINERS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(400);
+    let containers: u32 =
+        std::env::var("LXCFS_TEST_CONTAINERS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
     let cgroup = Cgroup::new("many")?;
     let stat = daemon.path("proc/loadavg").display().to_string();
     let make = |count: u32| -> Result<()> {
         for _ in 0..count {
             let output = Container::new(&cgroup).run(&["/bin/cat", &stat])?;
-            ensure!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
     };
@@ -378,10 +297,7 @@ fn memory_is_flat_over_many_containers() -> Result<()> {
     let (before, descriptors) = (resident_kib(&daemon)?, descriptors(&daemon)?);
     make(containers)?;
     let after = resident_kib(&daemon)?;
-    ensure!(
-        after <= before + 1_024,
-        "from {before} to {after} KiB over {containers} containers"
-    );
+    ensure!(after <= before + 1_024, "from {before} to {after} KiB over {containers} containers");
     lxcfs_tests::wait_for("the dead to be forgotten", || {
         self::descriptors(&daemon).is_ok_and(|now| now <= descriptors)
     });
@@ -391,15 +307,8 @@ fn memory_is_flat_over_many_containers() -> Result<()> {
 
 fn resident_kib(daemon: &Daemon) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    Ok(line
-        .split_whitespace()
-        .next()
-        .context("no number")?
-        .parse()?)
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.split_whitespace().next().context("no number")?.parse()?)
 }
 
 fn descriptors(daemon: &Daemon) -> Result<usize> {

@@ -35,37 +35,23 @@ fn every_file_of_a_container_parses() -> Result<()> {
         let text = read(&daemon, &cgroup, file).with_context(|| format!("{file:?}"))?;
         let bytes = text.as_bytes();
         match file {
-            File::Cpuinfo => ensure!(
-                procfs::CpuInfo::from_read(bytes)?.num_cores() == 1,
-                "{text}"
-            ),
+            File::Cpuinfo => ensure!(procfs::CpuInfo::from_read(bytes)?.num_cores() == 1, "{text}"),
             File::Diskstats => drop(procfs::DiskStats::from_read(bytes)?),
             File::Loadavg => drop(procfs::LoadAverage::from_read(bytes)?),
             File::Meminfo => {
                 let meminfo = procfs::Meminfo::from_read(bytes)?;
                 ensure!(meminfo.mem_total == LIMIT_BYTES, "{text}");
-                ensure!(
-                    meminfo
-                        .mem_available
-                        .is_some_and(|free| free <= LIMIT_BYTES),
-                    "{text}"
-                );
+                ensure!(meminfo.mem_available.is_some_and(|free| free <= LIMIT_BYTES), "{text}");
             }
             File::Slabinfo => ensure!(text.starts_with("slabinfo - version"), "{text}"),
             File::Stat => {
                 let stat = procfs::KernelStats::from_read(bytes, procfs::current_system_info())?;
-                ensure!(
-                    stat.cpu_time.len() == 1 && stat.procs_running >= Some(1),
-                    "{text}"
-                );
+                ensure!(stat.cpu_time.len() == 1 && stat.procs_running >= Some(1), "{text}");
             }
             File::Swaps => ensure!(text.starts_with("Filename"), "{text}"),
             File::Uptime => {
                 let uptime = procfs::Uptime::from_read(bytes)?;
-                ensure!(
-                    uptime.uptime < 60.0 && uptime.idle <= uptime.uptime,
-                    "{text}"
-                );
+                ensure!(uptime.uptime < 60.0 && uptime.idle <= uptime.uptime, "{text}");
             }
             File::Pressure(_) => {
                 let some = text.lines().next().context("no line")?;
@@ -114,9 +100,7 @@ fn shape(text: &[u8]) -> String {
     let words = text.split(|byte| matches!(byte, b' ' | b'\t'));
     let words = words.filter(|word| !word.is_empty()).map(|word| {
         let word = String::from_utf8_lossy(word);
-        word.chars()
-            .map(|c| if c.is_ascii_digit() { '#' } else { c })
-            .collect::<String>()
+        word.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect::<String>()
     });
     let mut shape: String = words.collect::<Vec<_>>().join(" ");
     while shape.contains("##") {
@@ -137,10 +121,7 @@ fn all_files_agree_on_the_cpus() -> Result<()> {
         ensure!(online.trim() == want, "{view}: {online}");
         let count = if want == "0" { 1 } else { 2 };
         let cpuinfo = read(&daemon, &cgroup, File::Cpuinfo)?;
-        ensure!(
-            cpuinfo.matches("processor\t:").count() == count,
-            "{view}: {cpuinfo}"
-        );
+        ensure!(cpuinfo.matches("processor\t:").count() == count, "{view}: {cpuinfo}");
         ensure!(
             cpuinfo.contains(&format!("siblings\t: {count}\n")) || !cpuinfo.contains("siblings")
         );
@@ -166,11 +147,7 @@ fn limits_come_from_above_and_use_from_the_whole_container() -> Result<()> {
         "head -c 40000000 /dev/zero | tail > /tmp/ignored & \
          x=$(head -c 30000000 /dev/zero | tr '\\0' x); \
          for f in {}; do echo $$ > $f; done; cat {}; wait",
-        leaf.procs_files()
-            .iter()
-            .map(|f| f.display().to_string())
-            .collect::<Vec<_>>()
-            .join(" "),
+        leaf.procs_files().iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" "),
         meminfo.display()
     );
     let text = Container::new(&container).sh(&script)?;
@@ -210,20 +187,9 @@ fn busy_time_is_the_containers() -> Result<()> {
     let all = last.iter().sum::<u64>() - first.iter().sum::<u64>();
     ensure!(busy * 10 >= all * 5, "busy {busy} of {all} ticks: {text}");
     let kernel = cgroup.read("cpuacct", "cpuacct.usage", "cpu.stat")?;
-    let kernel: u64 = kernel
-        .split_whitespace()
-        .find_map(|n| n.parse().ok())
-        .context("no usage")?;
-    let kernel_ticks = if kernel > 100_000_000 {
-        kernel / 10_000_000
-    } else {
-        kernel / 10_000
-    };
-    ensure!(
-        used(last) <= kernel_ticks + 2,
-        "{} ticks shown, {kernel_ticks} used",
-        used(last)
-    );
+    let kernel: u64 = kernel.split_whitespace().find_map(|n| n.parse().ok()).context("no usage")?;
+    let kernel_ticks = if kernel > 100_000_000 { kernel / 10_000_000 } else { kernel / 10_000 };
+    ensure!(used(last) <= kernel_ticks + 2, "{} ticks shown, {kernel_ticks} used", used(last));
     Ok(())
 }
 
@@ -233,17 +199,11 @@ fn disks_are_those_the_container_used() -> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = Cgroup::new("disks")?;
     let text = read(&daemon, &cgroup, File::Diskstats)?;
-    let names: BTreeSet<_> = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(2))
-        .collect();
+    let names: BTreeSet<_> =
+        text.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
     let host = fs::read_to_string("/proc/diskstats")?;
     for name in names {
-        ensure!(
-            host.lines()
-                .any(|line| line.split_whitespace().nth(2) == Some(name)),
-            "{name}"
-        );
+        ensure!(host.lines().any(|line| line.split_whitespace().nth(2) == Some(name)), "{name}");
     }
     ensure!(!text.contains(" loop0 "), "a device nobody used: {text}");
     Ok(())
@@ -266,13 +226,7 @@ fn load_is_the_containers_own() -> Result<()> {
         procfs::LoadAverage::from_read(lines.next().context("no second line")?.as_bytes())?;
     // Two samples at least, three at most, of two or three running tasks (the shell may be caught running).
     ensure!(second.one >= 0.30 && second.one <= 0.75, "{text}");
-    ensure!(
-        second.max >= 4 && second.max <= 7,
-        "threads are the container's own: {text}"
-    );
-    ensure!(
-        second.latest_pid <= 20,
-        "pids are in the container's own numbering: {text}"
-    );
+    ensure!(second.max >= 4 && second.max <= 7, "threads are the container's own: {text}");
+    ensure!(second.latest_pid <= 20, "pids are in the container's own numbering: {text}");
     Ok(())
 }

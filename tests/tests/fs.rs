@@ -19,91 +19,49 @@ type Attempt = (&'static str, fn(&Path, &str) -> std::io::Result<()>);
 
 /// What changes nothing on the kernel's own files and must be answered the same on ours.
 const ATTEMPTS: [Attempt; 16] = [
-    ("write", |dir, file| {
-        File::options()
-            .write(true)
-            .open(dir.join(file))?
-            .write_all(b"1")
-    }),
-    ("append", |dir, file| {
-        File::options()
-            .append(true)
-            .open(dir.join(file))?
-            .write_all(b"1")
-    }),
+    ("write", |dir, file| File::options().write(true).open(dir.join(file))?.write_all(b"1")),
+    ("append", |dir, file| File::options().append(true).open(dir.join(file))?.write_all(b"1")),
     ("open for reading and writing", |dir, file| {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(dir.join(file))
-            .map(drop)
+        File::options().read(true).write(true).open(dir.join(file)).map(drop)
     }),
     ("open and truncate", |dir, file| {
-        File::options()
-            .write(true)
-            .truncate(true)
-            .open(dir.join(file))
-            .map(drop)
+        File::options().write(true).truncate(true).open(dir.join(file)).map(drop)
     }),
     ("truncate", |dir, file| Ok(truncate(&dir.join(file), 0)?)),
     ("ftruncate", |dir, file| {
         let file = File::options().write(true).open(dir.join(file))?;
         Ok(ftruncate(&file, 0)?)
     }),
-    ("open a directory", |dir, _| {
-        File::options().write(true).open(dir).map(drop)
-    }),
-    ("create", |dir, _| {
-        File::create_new(dir.join("lxcfs-new")).map(drop)
-    }),
+    ("open a directory", |dir, _| File::options().write(true).open(dir).map(drop)),
+    ("create", |dir, _| File::create_new(dir.join("lxcfs-new")).map(drop)),
     ("mkdir", |dir, _| fs::create_dir(dir.join("lxcfs-new"))),
     ("mknod", |dir, _| {
         let fifo = nix::sys::stat::SFlag::S_IFIFO;
         Ok(mknod(&dir.join("lxcfs-new"), fifo, Mode::S_IRUSR, 0)?)
     }),
     ("symlink", |dir, _| symlink("target", dir.join("lxcfs-new"))),
-    ("link", |dir, file| {
-        fs::hard_link(dir.join(file), dir.join("lxcfs-new"))
-    }),
+    ("link", |dir, file| fs::hard_link(dir.join(file), dir.join("lxcfs-new"))),
     ("unlink", |dir, file| fs::remove_file(dir.join(file))),
     ("rmdir", |dir, file| fs::remove_dir(dir.join(file))),
-    ("rename", |dir, file| {
-        fs::rename(dir.join(file), dir.join("lxcfs-new"))
-    }),
-    ("look at what is not there", |dir, _| {
-        fs::metadata(dir.join("lxcfs-new")).map(drop)
-    }),
+    ("rename", |dir, file| fs::rename(dir.join(file), dir.join("lxcfs-new"))),
+    ("look at what is not there", |dir, _| fs::metadata(dir.join("lxcfs-new")).map(drop)),
 ];
 
 /// The errno of each attempt is the kernel's own for its own file of that name.
 #[test]
 fn what_cannot_be_done_has_the_kernels_errno() -> Result<()> {
     let daemon = Daemon::start()?;
-    let files = [
-        "proc/meminfo",
-        "proc/stat",
-        "proc/slabinfo",
-        "sys/devices/system/cpu/online",
-    ];
+    let files = ["proc/meminfo", "proc/stat", "proc/slabinfo", "sys/devices/system/cpu/online"];
     for path in files.into_iter().chain(["sys/devices/system/cpu/possible"]) {
         let path = Path::new(path);
         let directory = path.parent().context("a file has a directory")?;
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .context("a file has a name")?;
+        let name = path.file_name().and_then(|name| name.to_str()).context("a file has a name")?;
         for (what, attempt) in ATTEMPTS {
             let errno = |root: PathBuf| {
-                attempt(&root.join(directory), name)
-                    .err()
-                    .and_then(|error| error.raw_os_error())
+                attempt(&root.join(directory), name).err().and_then(|error| error.raw_os_error())
             };
             let (ours, kernels) = (errno(daemon.mount_point()), errno("/".into()));
-            ensure!(
-                ours == kernels,
-                "{what} {}: {ours:?}, kernel {kernels:?}",
-                path.display()
-            );
+            ensure!(ours == kernels, "{what} {}: {ours:?}, kernel {kernels:?}", path.display());
         }
     }
     Ok(())
@@ -139,15 +97,8 @@ fn the_tree_looks_like_the_hosts() -> Result<()> {
     for file in Served::ALL {
         let ours = fs::metadata(daemon.path(file.path()))?;
         let host = fs::metadata(Path::new("/").join(file.path()))?;
-        ensure!(
-            ours.mode() == host.mode(),
-            "{file:?} has mode {:o}",
-            ours.mode()
-        );
-        ensure!(
-            ours.len() == 0 && ours.uid() == 0 && ours.is_file(),
-            "{file:?}"
-        );
+        ensure!(ours.mode() == host.mode(), "{file:?} has mode {:o}", ours.mode());
+        ensure!(ours.len() == 0 && ours.uid() == 0 && ours.is_file(), "{file:?}");
     }
     let mut directories = vec![PathBuf::from("sys/devices/system/cpu")];
     let mut compared = 0;
@@ -198,26 +149,14 @@ fn a_reading_is_of_one_page() -> Result<()> {
     }
     let mut again = vec![0; whole.len()];
     file.read_exact_at(&mut again[7..], 7)?;
-    ensure!(
-        again[7..] == whole[7..],
-        "a read in the middle is of the same page"
-    );
-    ensure!(
-        file.read_at(&mut byte, 1 << 40)? == 0,
-        "far behind the end is the end"
-    );
+    ensure!(again[7..] == whole[7..], "a read in the middle is of the same page");
+    ensure!(file.read_at(&mut byte, 1 << 40)? == 0, "far behind the end is the end");
     file.seek(SeekFrom::Start(0))?;
     let mut fresh = Vec::new();
     file.read_to_end(&mut fresh)?;
-    ensure!(
-        fresh.starts_with(b"cpu ") && fresh != whole,
-        "a new start is a new page"
-    );
+    ensure!(fresh.starts_with(b"cpu ") && fresh != whole, "a new start is a new page");
     let first = File::open(daemon.path("proc/meminfo"))?;
-    ensure!(
-        first.read_at(&mut byte, 3)? == 1,
-        "a first read in the middle finds something"
-    );
+    ensure!(first.read_at(&mut byte, 3)? == 1, "a first read in the middle finds something");
     Ok(())
 }
 
@@ -226,18 +165,10 @@ fn a_reading_is_of_one_page() -> Result<()> {
 fn modes_decide_who_may_open() -> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = Cgroup::new("modes")?;
-    let read_write = |file: &str| {
-        File::options()
-            .read(true)
-            .write(true)
-            .open(daemon.path(file))
-    };
+    let read_write = |file: &str| File::options().read(true).write(true).open(daemon.path(file));
     read_write("proc/pressure/memory").context("open pressure for reading and writing")?;
     let flags = OFlag::O_NONBLOCK.bits();
-    File::options()
-        .read(true)
-        .custom_flags(flags)
-        .open(daemon.path("proc/stat"))?;
+    File::options().read(true).custom_flags(flags).open(daemon.path("proc/stat"))?;
     fs::set_permissions(daemon.directory(), PermissionsExt::from_mode(0o755))?;
     let script = format!(
         "cat {0} > /dev/null && setpriv --reuid 4321 --clear-groups cat {1} > /dev/null && \
@@ -261,10 +192,8 @@ fn modes_decide_who_may_open() -> Result<()> {
 #[test]
 fn reads_of_any_shape_never_fail() -> Result<()> {
     let daemon = Daemon::start()?;
-    let reads: u64 = std::env::var("LXCFS_TEST_READS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(2_000);
+    let reads: u64 =
+        std::env::var("LXCFS_TEST_READS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     let cgroup = Cgroup::new("reads")?;
     cgroup.limit_memory(256 << 20)?;
     let reader = lxcfs_tests::program("hammer").display().to_string();
@@ -274,16 +203,9 @@ fn reads_of_any_shape_never_fail() -> Result<()> {
     let command: Vec<_> = command.iter().map(String::as_str).collect();
     for container in [Container::new(&cgroup), Container::in_root_cgroup()?] {
         let output = container.run(&command)?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout)?;
-        ensure!(
-            text.contains(&format!("{} reads", reads * Served::ALL.len() as u64)),
-            "{text}"
-        );
+        ensure!(text.contains(&format!("{} reads", reads * Served::ALL.len() as u64)), "{text}");
     }
     Ok(())
 }

@@ -29,10 +29,7 @@ impl Entry {
     }
 }
 
-const NOW: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Containers by namespaces.
 #[derive(Debug)]
@@ -44,18 +41,11 @@ pub(super) struct Cache {
 impl Cache {
     /// A cache of at most `most` containers.
     pub(super) fn new(most: usize) -> Self {
-        Self {
-            entries: RwLock::default(),
-            most: most.max(1),
-        }
+        Self { entries: RwLock::default(), most: most.max(1) }
     }
 
     pub(super) fn get(&self, key: &Namespaces) -> Option<Arc<Entry>> {
-        self.entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned()
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     pub(super) fn insert(&self, key: Namespaces, entry: Arc<Entry>) {
@@ -74,54 +64,34 @@ impl Cache {
     }
 
     pub(super) fn remove(&self, key: &Namespaces) {
-        self.entries
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     pub(super) fn containers(&self) -> Vec<Arc<Container>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries
-            .values()
-            .map(|entry| Arc::clone(&entry.container))
-            .collect()
+        entries.values().map(|entry| Arc::clone(&entry.container)).collect()
     }
 
     /// Forgets the containers whose init has ended. One system call for all of them, and no lock held over it.
     pub(super) fn sweep(&self) {
         let snapshot: Vec<_> = {
             let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-            entries
-                .iter()
-                .map(|(key, entry)| (*key, Arc::clone(entry)))
-                .collect()
+            entries.iter().map(|(key, entry)| (*key, Arc::clone(entry))).collect()
         };
-        let mut fds: Vec<_> = snapshot
-            .iter()
-            .map(|(_, entry)| PollFd::new(&entry.init, PollFlags::IN))
-            .collect();
+        let mut fds: Vec<_> =
+            snapshot.iter().map(|(_, entry)| PollFd::new(&entry.init, PollFlags::IN)).collect();
         if rustix::event::poll(&mut fds, Some(&NOW)).is_err() {
             return;
         }
-        let dead = snapshot
-            .iter()
-            .zip(&fds)
-            .filter(|(_, fd)| !fd.revents().is_empty());
+        let dead = snapshot.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         for ((key, entry), _) in dead {
             // The key may belong to a new container by now.
-            if entries
-                .get(key)
-                .is_some_and(|current| Arc::ptr_eq(current, entry))
-            {
+            if entries.get(key).is_some_and(|current| Arc::ptr_eq(current, entry)) {
                 entries.remove(key);
             }
         }
@@ -147,22 +117,11 @@ mod tests {
             cgroups: CgroupPaths::default(),
             history: Arc::default(),
         });
-        (
-            child,
-            Arc::new(Entry {
-                container,
-                init,
-                follows: None,
-                _cgroup_namespace: None,
-            }),
-        )
+        (child, Arc::new(Entry { container, init, follows: None, _cgroup_namespace: None }))
     }
 
     const fn key(number: u64) -> Namespaces {
-        Namespaces {
-            pid: number,
-            cgroup: number,
-        }
+        Namespaces { pid: number, cgroup: number }
     }
 
     #[test]

@@ -39,24 +39,14 @@ impl Visitor {
             .name("cgroup-ns".to_owned())
             .spawn(move || visit(&receiver, &host, &home))
             .map_err(|error| Error::std("start", "thread cgroup-ns", &error))?;
-        Ok(Self {
-            jobs: Mutex::new(jobs),
-        })
+        Ok(Self { jobs: Mutex::new(jobs) })
     }
 
     /// The content of `/proc/<pid>/cgroup` as seen from `namespace`.
     pub(super) fn read_cgroup(&self, namespace: OwnedFd, pid: u32) -> Result<CgroupPaths> {
         let (answer, answered) = sync_channel(1);
-        let job = Job {
-            namespace,
-            pid,
-            answer,
-        };
-        let jobs = self
-            .jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let job = Job { namespace, pid, answer };
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let gone = |cause: &str| Error::because("ask", "thread cgroup-ns", Errno::IO, cause);
         jobs.send(job).map_err(|_| gone("it has ended"))?;
         let text = answered.recv().map_err(|_| gone("it did not answer"))?;
@@ -68,17 +58,11 @@ impl Visitor {
 fn visit(jobs: &Receiver<Job>, host: &Host, home: &OwnedFd) {
     use std::os::fd::AsFd;
 
-    while let Ok(Job {
-        namespace,
-        pid,
-        answer,
-    }) = jobs.recv()
-    {
+    while let Ok(Job { namespace, pid, answer }) = jobs.recv() {
         let control_group = Some(LinkNameSpaceType::ControlGroup);
         let text = move_into_link_name_space(namespace.as_fd(), control_group).and_then(|()| {
             let mut text = Vec::with_capacity(1_024);
-            host.read_proc(&format!("{pid}/cgroup"), &mut text)
-                .map(|()| text)
+            host.read_proc(&format!("{pid}/cgroup"), &mut text).map(|()| text)
         });
         // Staying would keep a dead container's cgroups alive until the next job. If the way back fails the thread
         // stays, and does no harm: it enters anew for every job.
@@ -94,10 +78,7 @@ fn visit(jobs: &Receiver<Job>, host: &Host, home: &OwnedFd) {
 /// file read from within.
 pub(super) fn roots(ours: &CgroupPaths, inside: &CgroupPaths) -> CgroupPaths {
     ours.map(|controllers, path| {
-        let within = inside
-            .iter()
-            .find(|(name, _)| *name == controllers)
-            .map_or("/", |(_, p)| p);
+        let within = inside.iter().find(|(name, _)| *name == controllers).map_or("/", |(_, p)| p);
         match within {
             "/" => path.to_owned(),
             // The member sits outside of its namespace's root: its own cgroup is all we know.
@@ -122,17 +103,11 @@ mod tests {
     fn the_difference_is_the_root() {
         let ours = paths("2:cpu:/lxc/c1/init.scope\n1:pids:/lxc/c1\n0::/lxc/c1/a/b\n");
         let inside = paths("2:cpu:/init.scope\n1:pids:/\n0::/a/b\n");
-        assert_eq!(
-            roots(&ours, &inside),
-            paths("2:cpu:/lxc/c1\n1:pids:/lxc/c1\n0::/lxc/c1\n")
-        );
+        assert_eq!(roots(&ours, &inside), paths("2:cpu:/lxc/c1\n1:pids:/lxc/c1\n0::/lxc/c1\n"));
     }
 
     #[test]
     fn a_member_outside_the_root_keeps_its_own_cgroup() {
-        assert_eq!(
-            roots(&paths("0::/other\n"), &paths("0::/../other\n")),
-            paths("0::/other\n")
-        );
+        assert_eq!(roots(&paths("0::/other\n"), &paths("0::/../other\n")), paths("0::/other\n"));
     }
 }

@@ -16,17 +16,13 @@ pub(super) struct Lookup<'a>(pub(super) &'a Host);
 impl Lookup<'_> {
     /// The pid and cgroup namespaces of thread `tid`.
     pub(super) fn namespaces(self, tid: u32) -> Result<Namespaces> {
-        Ok(Namespaces {
-            pid: self.namespace(tid, "pid")?,
-            cgroup: self.namespace(tid, "cgroup")?,
-        })
+        Ok(Namespaces { pid: self.namespace(tid, "pid")?, cgroup: self.namespace(tid, "cgroup")? })
     }
 
     fn namespace(self, tid: u32, kind: &str) -> Result<u64> {
         let path = format!("{tid}/ns/{kind}");
         let stat = rustix::fs::statat(self.0.proc(), &path, AtFlags::empty());
-        stat.map(|stat| stat.st_ino)
-            .map_err(|errno| error("stat", &path, errno))
+        stat.map(|stat| stat.st_ino).map_err(|errno| error("stat", &path, errno))
     }
 
     /// A descriptor of a namespace of `tid`.
@@ -41,9 +37,7 @@ impl Lookup<'_> {
     pub(super) fn read(self, tid: u32, file: &str) -> Result<Vec<u8>> {
         let path = format!("{tid}/{file}");
         let mut text = Vec::with_capacity(1_024);
-        self.0
-            .read_proc(&path, &mut text)
-            .map_err(|errno| error("read", &path, errno))?;
+        self.0.read_proc(&path, &mut text).map_err(|errno| error("read", &path, errno))?;
         Ok(text)
     }
 
@@ -75,10 +69,7 @@ impl Lookup<'_> {
     /// descends from its init, but for those entered from outside. For these, every process is looked at.
     pub(super) fn init_by_search(self, tid: u32, pid_namespace: u64) -> Result<u32> {
         let mut pid = tid;
-        while self
-            .namespace(pid, "pid")
-            .is_ok_and(|namespace| namespace == pid_namespace)
-        {
+        while self.namespace(pid, "pid").is_ok_and(|namespace| namespace == pid_namespace) {
             if self.own_pids(pid)?.last() == Some(&1) {
                 return Ok(pid);
             }
@@ -90,8 +81,7 @@ impl Lookup<'_> {
             .flatten()
             .filter_map(|entry| u32::try_from(parse::number(entry.file_name().to_bytes())?).ok())
             .find(|&pid| {
-                self.namespace(pid, "pid")
-                    .is_ok_and(|namespace| namespace == pid_namespace)
+                self.namespace(pid, "pid").is_ok_and(|namespace| namespace == pid_namespace)
                     && self.own_pids(pid).is_ok_and(|pids| pids.last() == Some(&1))
             })
             .ok_or_else(|| error("find the init of", &format!("{tid}/ns/pid"), Errno::SRCH))
@@ -117,19 +107,13 @@ impl Lookup<'_> {
                     Ok(None)
                 }
             }
-            found => found
-                .map(Some)
-                .map_err(|errno| error("find the parent of", &path(), errno)),
+            found => found.map(Some).map_err(|errno| error("find the parent of", &path(), errno)),
         }
     }
 }
 
 /// An error about `/proc/<path>`. A process that is gone is `ESRCH` here, whatever the system call said.
 fn error(operation: &'static str, path: &str, errno: Errno) -> Error {
-    let errno = if errno == Errno::NOENT {
-        Errno::SRCH
-    } else {
-        errno
-    };
+    let errno = if errno == Errno::NOENT { Errno::SRCH } else { errno };
     Error::io(operation, format!("/proc/{path}"), errno)
 }

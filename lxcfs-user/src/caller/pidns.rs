@@ -20,11 +20,7 @@ pub(super) fn init_of(namespace: impl AsFd) -> Result<u32, Errno> {
     let init_of_its_own: libc::c_int = 1;
     // SAFETY: the descriptor is open for the call, and this ioctl takes its argument by value and writes no memory.
     let pid = unsafe {
-        libc::ioctl(
-            namespace.as_fd().as_raw_fd(),
-            GET_TGID_FROM_PIDNS as _,
-            init_of_its_own,
-        )
+        libc::ioctl(namespace.as_fd().as_raw_fd(), GET_TGID_FROM_PIDNS as _, init_of_its_own)
     };
     u32::try_from(pid).map_err(|_| last_errno())
 }

@@ -25,10 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The socket of the daemon mounted at `mount_point`.
 #[must_use]
 pub fn socket_path(runtime_dir: &Path, mount_point: &Path) -> PathBuf {
-    let name = mount_point
-        .to_string_lossy()
-        .trim_matches('/')
-        .replace('/', "-");
+    let name = mount_point.to_string_lossy().trim_matches('/').replace('/', "-");
     runtime_dir.join("lxcfs").join(format!("{name}.sock"))
 }
 
@@ -101,9 +98,7 @@ fn answer(request: &[u8], road: &Road, status: &Status) -> Result<Vec<u8>, Strin
         (Some("cat"), Some(pid), Some(file)) => {
             let pid = pid.parse().map_err(|_| format!("{pid} is no pid"))?;
             let file: File = file.parse()?;
-            road.page(file, pid)
-                .map(|page| page.to_vec())
-                .map_err(|error| error.to_string())
+            road.page(file, pid).map(|page| page.to_vec()).map_err(|error| error.to_string())
         }
         _ => Err("unknown request".to_owned()),
     }
@@ -126,14 +121,10 @@ pub fn ask(socket: &Path, request: &str) -> Result<Option<Vec<u8>>> {
         }
         connected => connected.map_err(failed("connect to"))?,
     };
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .map_err(failed("use"))?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(failed("use"))?;
     writeln!(stream, "{request}").map_err(failed("ask"))?;
     let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .map_err(failed("read the answer of"))?;
+    stream.read_to_end(&mut answer).map_err(failed("read the answer of"))?;
     match answer.strip_prefix(b"ok\n") {
         Some(bytes) => Ok(Some(bytes.to_vec())),
         None => {
@@ -156,10 +147,6 @@ mod tests {
 
     #[test]
     fn no_daemon_is_no_error() {
-        assert!(
-            ask(Path::new("/nonexistent/lxcfs.sock"), "status")
-                .unwrap()
-                .is_none()
-        );
+        assert!(ask(Path::new("/nonexistent/lxcfs.sock"), "status").unwrap().is_none());
     }
 }

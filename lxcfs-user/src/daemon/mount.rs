@@ -69,11 +69,7 @@ impl Mount {
         rustix::mount::mount("lxcfs", &point, FILESYSTEM, flags, data.as_c_str()).map_err(
             |errno| {
                 let error = Error::io("mount at", &point, errno);
-                if errno == Errno::PERM {
-                    error.hint("run as root (CAP_SYS_ADMIN)")
-                } else {
-                    error
-                }
+                if errno == Errno::PERM { error.hint("run as root (CAP_SYS_ADMIN)") } else { error }
             },
         )?;
         Ok((Self { point }, device))
@@ -106,10 +102,7 @@ fn clear_dead(point: &Path) -> Result<()> {
     while is_dead() {
         rustix::mount::unmount(point, UnmountFlags::DETACH)
             .map_err(|errno| Error::io("unmount the dead mount at", point, errno))?;
-        tracing::info!(
-            "took away a mount at {} whose daemon had died",
-            point.display()
-        );
+        tracing::info!("took away a mount at {} whose daemon had died", point.display());
     }
     Ok(())
 }
@@ -145,10 +138,8 @@ fn parse_options(options: &[String]) -> Result<MountFlags> {
                 tracing::debug!("mount option {other} is always decided the same way");
             }
             other => {
-                return Err(
-                    Error::because("use mount option", other, Errno::INVAL, "unknown")
-                        .hint("see -o in lxcfs --help"),
-                );
+                return Err(Error::because("use mount option", other, Errno::INVAL, "unknown")
+                    .hint("see -o in lxcfs --help"));
             }
         }
     }
@@ -166,17 +157,11 @@ mod tests {
     #[test]
     fn options_add_up_and_unknown_ones_are_refused() {
         let plain = parsed("allow_other,entry_timeout=0.5,nonempty,").unwrap();
-        assert_eq!(
-            plain,
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC
-        );
+        assert_eq!(plain, MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC);
         assert!(parsed("ro,exec").unwrap().contains(MountFlags::RDONLY));
         assert!(!parsed("ro,exec").unwrap().contains(MountFlags::NOEXEC));
         let error = parsed("allow_othr").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "use mount option allow_othr: unknown (see -o in lxcfs --help)"
-        );
+        assert_eq!(error, "use mount option allow_othr: unknown (see -o in lxcfs --help)");
     }
 
     #[test]

@@ -25,29 +25,19 @@ impl Pidfile {
     pub(super) fn create(path: &Path) -> Result<Self> {
         let failed = |operation| move |error: std::io::Error| Error::std(operation, path, &error);
         let mut options = File::options();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(path).map_err(failed("open"))?;
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::AGAIN | Errno::ACCESS) => {
-                return Err(
-                    Error::because("lock", path, Errno::BUSY, "another lxcfs holds it")
-                        .hint("stop it, or name another file with --pidfile"),
-                );
+                return Err(Error::because("lock", path, Errno::BUSY, "another lxcfs holds it")
+                    .hint("stop it, or name another file with --pidfile"));
             }
             Err(errno) => return Err(Error::io("lock", path, errno)),
         }
         file.set_len(0).map_err(failed("truncate"))?;
         writeln!(file, "{}", std::process::id()).map_err(failed("write"))?;
-        Ok(Self {
-            path: path.to_owned(),
-            _locked: file,
-        })
+        Ok(Self { path: path.to_owned(), _locked: file })
     }
 }
 

@@ -46,9 +46,7 @@ pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>, host: Arc<Ho
 
 /// Parking may end early, for no reason or because a container came.
 fn sleep_until(due: Instant) {
-    while let Some(left) = due
-        .checked_duration_since(Instant::now())
-        .filter(|left| !left.is_zero())
+    while let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     {
         std::thread::park_timeout(left);
     }

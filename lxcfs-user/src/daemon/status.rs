@@ -64,17 +64,9 @@ impl Status {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mount_point = self.mount_point.display();
-        writeln!(
-            f,
-            "lxcfs {} at {mount_point}, pid {}",
-            self.version, self.pid
-        )?;
+        writeln!(f, "lxcfs {} at {mount_point}, pid {}", self.version, self.pid)?;
         writeln!(f, "  containers known   {}", self.containers)?;
-        writeln!(
-            f,
-            "  cpu view           {}",
-            format!("{:?}", self.cpu_view).to_lowercase()
-        )?;
+        writeln!(f, "  cpu view           {}", format!("{:?}", self.cpu_view).to_lowercase())?;
         if self.passthrough {
             writeln!(
                 f,
@@ -82,26 +74,16 @@ impl fmt::Display for Report {
             )?;
         }
         if self.panics > 0 {
-            writeln!(
-                f,
-                "  PANICS             {} requests answered with EIO",
-                self.panics
-            )?;
+            writeln!(f, "  PANICS             {} requests answered with EIO", self.panics)?;
         }
         writeln!(f, "\nWhat supplies what:")?;
         for Supply { group, from } in &self.supplies {
             writeln!(f, "  {group:<18} {from}")?;
         }
         if self.fallbacks.is_empty() {
-            return writeln!(
-                f,
-                "\nNo container was shown a host value in place of its own."
-            );
+            return writeln!(f, "\nNo container was shown a host value in place of its own.");
         }
-        writeln!(
-            f,
-            "\nHost values shown to containers in place of their own:"
-        )?;
+        writeln!(f, "\nHost values shown to containers in place of their own:")?;
         for Fallback { file, first, pages } in &self.fallbacks {
             writeln!(f, "  {file:<18} {pages} pages, because: {first}")?;
         }

@@ -25,18 +25,13 @@ mod tests {
     fn the_list_follows_the_view() {
         let source = FakeSource {
             cpuset: CpuSet::parse(b"2-3,6"),
-            bandwidth: Some(Bandwidth {
-                quota_us: 150_000,
-                period_us: 100_000,
-            }),
+            bandwidth: Some(Bandwidth { quota_us: 150_000, period_us: 100_000 }),
             ..FakeSource::default()
         };
         let mut case = Case::new(source, &[(File::CpuOnline, "0-7\n")]);
-        for (view, want) in [
-            (CpuView::Cpuset, "2-3,6\n"),
-            (CpuView::Quota, "0-1\n"),
-            (CpuView::Host, "0-7\n"),
-        ] {
+        for (view, want) in
+            [(CpuView::Cpuset, "2-3,6\n"), (CpuView::Quota, "0-1\n"), (CpuView::Host, "0-7\n")]
+        {
             case.policy.cpu_view = view;
             assert_eq!(case.page(File::CpuOnline).unwrap(), want);
         }

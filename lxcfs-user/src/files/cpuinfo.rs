@@ -42,10 +42,7 @@ fn stanzas(host: &[u8]) -> impl Iterator<Item = Stanza<'_>> + Clone {
     std::iter::from_fn(move || {
         let start = rest.iter().position(|&byte| byte != b'\n')?;
         let text = &rest[start..];
-        let end = text
-            .windows(2)
-            .position(|pair| pair == b"\n\n")
-            .map_or(text.len(), |at| at + 1);
+        let end = text.windows(2).position(|pair| pair == b"\n\n").map_or(text.len(), |at| at + 1);
         let (stanza, left) = text.split_at(end);
         rest = left;
         let cpu = field(stanza, b"processor").or_else(|| field(stanza, b"cpu number"));
@@ -78,11 +75,7 @@ pub(super) fn render(cpuinfo: &Cpuinfo, page: &mut Vec<u8>) {
         let in_package = shown
             .clone()
             .filter(|other| other.cpu.is_some() && field(other.text, b"physical id") == package);
-        let cores = || {
-            in_package
-                .clone()
-                .filter_map(|other| field(other.text, b"core id"))
-        };
+        let cores = || in_package.clone().filter_map(|other| field(other.text, b"core id"));
         for line in parse::lines(stanza.text).filter(|line| !line.is_empty()) {
             match split_line(line) {
                 Some((b"processor" | b"cpu number", _)) if stanza.cpu.is_some() => {
@@ -109,10 +102,7 @@ fn is_shown(stanza: &Stanza<'_>, cpus: &Cpus) -> bool {
 
 /// `line` with `number` for its value.
 fn write_line(page: &mut Vec<u8>, line: &[u8], number: u64) {
-    let colon = line
-        .iter()
-        .position(|&byte| byte == b':')
-        .unwrap_or(line.len());
+    let colon = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
     page.extend_from_slice(&line[..colon]);
     let _ = writeln!(page, ": {number}");
 }
@@ -155,10 +145,8 @@ mod tests {
         cpu number      : 2\nphysical id     : 1\n\n";
 
     fn case(host: &str, cpuset: &str) -> Case {
-        let source = FakeSource {
-            cpuset: CpuSet::parse(cpuset.as_bytes()),
-            ..FakeSource::default()
-        };
+        let source =
+            FakeSource { cpuset: CpuSet::parse(cpuset.as_bytes()), ..FakeSource::default() };
         Case::new(source, &[(File::CpuOnline, "0-3\n"), (File::Cpuinfo, host)])
     }
 
@@ -175,10 +163,7 @@ mod tests {
     #[test]
     fn the_quota_view_counts_from_zero() {
         let mut case = case(X86_64, "1");
-        case.source.bandwidth = Some(Bandwidth {
-            quota_us: 1,
-            period_us: 2,
-        });
+        case.source.bandwidth = Some(Bandwidth { quota_us: 1, period_us: 2 });
         case.policy.cpu_view = CpuView::Quota;
         let page = case.page(File::Cpuinfo).unwrap();
         assert!(page.starts_with("processor\t: 0\n"), "{page}");
@@ -194,10 +179,7 @@ mod tests {
     fn text_about_the_machine_stays() {
         let arm = "processor\t: 0\nBogoMIPS\t: 1\n\nprocessor\t: 1\nBogoMIPS\t: 1\n\nHardware\t: BCM2835\n";
         let page = case(arm, "1").page(File::Cpuinfo).unwrap();
-        assert_eq!(
-            page,
-            "processor\t: 1\nBogoMIPS\t: 1\n\nHardware\t: BCM2835\n\n"
-        );
+        assert_eq!(page, "processor\t: 1\nBogoMIPS\t: 1\n\nHardware\t: BCM2835\n\n");
     }
 
     #[test]

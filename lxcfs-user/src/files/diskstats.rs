@@ -23,10 +23,7 @@ pub(super) struct Diskstats {
 
 pub(super) fn gather(view: &View<'_>) -> Result<Diskstats> {
     let devices = required(view.source.io(view.container)?, "io")?;
-    Ok(Diskstats {
-        host: view.host(File::Diskstats)?,
-        devices,
-    })
+    Ok(Diskstats { host: view.host(File::Diskstats)?, devices })
 }
 
 pub(super) fn render(diskstats: &Diskstats, page: &mut Vec<u8>) {
@@ -101,10 +98,7 @@ mod tests {
     const HOST: &str = include_str!("../../testdata/host/diskstats");
 
     fn case(host: &str, devices: Vec<DeviceIo>) -> Case {
-        let source = FakeSource {
-            io: Some(devices),
-            ..FakeSource::default()
-        };
+        let source = FakeSource { io: Some(devices), ..FakeSource::default() };
         Case::new(source, &[(File::Diskstats, host)])
     }
 
@@ -122,15 +116,8 @@ mod tests {
 
     #[test]
     fn only_the_containers_devices_in_the_hosts_format() {
-        let untouched = DeviceIo {
-            device: (7, 0),
-            ..DeviceIo::default()
-        };
-        let gone = DeviceIo {
-            device: (8, 99),
-            reads: 1,
-            ..DeviceIo::default()
-        };
+        let untouched = DeviceIo { device: (7, 0), ..DeviceIo::default() };
+        let gone = DeviceIo { device: (8, 99), reads: 1, ..DeviceIo::default() };
         case(HOST, vec![untouched, vda(), gone]).golden(File::Diskstats, "diskstats/one_device");
     }
 

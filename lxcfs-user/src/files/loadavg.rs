@@ -31,23 +31,12 @@ mod tests {
 
     fn case(average: LoadAverage, tasks: Tasks) -> Case {
         let load = Some(Load { average, tasks });
-        Case::new(
-            FakeSource {
-                load,
-                ..FakeSource::default()
-            },
-            &[],
-        )
+        Case::new(FakeSource { load, ..FakeSource::default() }, &[])
     }
 
     #[test]
     fn three_tasks_for_a_minute() {
-        let tasks = Tasks {
-            running: 3,
-            blocked: 1,
-            threads: 12,
-            last_pid: 77,
-        };
+        let tasks = Tasks { running: 3, blocked: 1, threads: 12, last_pid: 77 };
         case(LoadAverage::default().advance(3, 12), tasks)
             .golden(File::Loadavg, "loadavg/three_busy");
     }

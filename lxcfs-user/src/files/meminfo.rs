@@ -38,10 +38,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
         .filter(|&total| total > 0)
         .ok_or_else(|| Error::parse("/proc/meminfo", "no MemTotal"))?;
     // A limit of less than a KiB would be shown as no memory at all, which ps and others divide by.
-    let total_kib = memory
-        .limit_bytes
-        .map_or(host_total_kib, kib)
-        .clamp(1, host_total_kib);
+    let total_kib = memory.limit_bytes.map_or(host_total_kib, kib).clamp(1, host_total_kib);
     let reclaimable_bytes = memory
         .active_file_bytes
         .saturating_add(memory.inactive_file_bytes)
@@ -52,25 +49,13 @@ pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
         .min(host_kib(&host, b"MemAvailable").unwrap_or(u64::MAX));
     let (swap_total_kib, swap_used_kib) = swap_kib(view, &host)?;
     let zswap = view.policy.zswap;
-    Ok(Meminfo {
-        host,
-        total_kib,
-        available_kib,
-        memory,
-        swap_total_kib,
-        swap_used_kib,
-        zswap,
-    })
+    Ok(Meminfo { host, total_kib, available_kib, memory, swap_total_kib, swap_used_kib, zswap })
 }
 
 /// `(total, used)` swap of the container, KiB: what its limit and the host's swap both allow. Where the kernel does not
 /// account swap there is none to show.
 pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &[u8]) -> Result<(u64, u64)> {
-    let swap = if view.policy.swap {
-        view.source.swap(view.container)?
-    } else {
-        None
-    };
+    let swap = if view.policy.swap { view.source.swap(view.container)? } else { None };
     let Some(swap) = swap else { return Ok((0, 0)) };
     let host_total = host_kib(host_meminfo, b"SwapTotal").unwrap_or(0);
     let total = swap.limit_bytes.map_or(host_total, kib).min(host_total);
@@ -79,10 +64,7 @@ pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &[u8]) -> Result<(u64, u64
 
 pub(super) fn render(meminfo: &Meminfo, page: &mut Vec<u8>) {
     for line in parse::lines(&meminfo.host).filter(|line| !line.is_empty()) {
-        let name_end = line
-            .iter()
-            .position(|&byte| byte == b':')
-            .unwrap_or(line.len());
+        let name_end = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
         match replace(&line[..name_end], meminfo) {
             Line::Absent => {}
             Line::Host => {
@@ -111,16 +93,8 @@ fn replace(name: &[u8], meminfo: &Meminfo) -> Line {
         b"Buffers" => Line::Kib(0),
         b"Cached" => bytes(memory.cache_bytes),
         b"SwapCached" => bytes(memory.swapcached_bytes),
-        b"Active" => bytes(
-            memory
-                .active_anon_bytes
-                .saturating_add(memory.active_file_bytes),
-        ),
-        b"Inactive" => bytes(
-            memory
-                .inactive_anon_bytes
-                .saturating_add(memory.inactive_file_bytes),
-        ),
+        b"Active" => bytes(memory.active_anon_bytes.saturating_add(memory.active_file_bytes)),
+        b"Inactive" => bytes(memory.inactive_anon_bytes.saturating_add(memory.inactive_file_bytes)),
         b"Active(anon)" => bytes(memory.active_anon_bytes),
         b"Inactive(anon)" => bytes(memory.inactive_anon_bytes),
         b"Active(file)" => bytes(memory.active_file_bytes),
@@ -196,21 +170,13 @@ mod tests {
     }
 
     fn case(memory: Memory, swap: Option<Swap>) -> Case {
-        let source = FakeSource {
-            memory: Some(memory),
-            swap,
-            ..FakeSource::default()
-        };
+        let source = FakeSource { memory: Some(memory), swap, ..FakeSource::default() };
         Case::new(source, &[(File::Meminfo, HOST)])
     }
 
     #[test]
     fn v1_leaves_out_what_it_does_not_count() {
-        let v1 = Memory {
-            slab_bytes: Some(6 << 20),
-            anon_thp_bytes: Some(0),
-            ..memory()
-        };
+        let v1 = Memory { slab_bytes: Some(6 << 20), anon_thp_bytes: Some(0), ..memory() };
         case(v1, None).golden(File::Meminfo, "meminfo/v1");
     }
 
@@ -232,28 +198,15 @@ mod tests {
             zswapped_bytes: Some(3 << 20),
             ..memory()
         };
-        let swap = Some(Swap {
-            limit_bytes: Some(64 << 20),
-            used_bytes: 1 << 20,
-        });
+        let swap = Some(Swap { limit_bytes: Some(64 << 20), used_bytes: 1 << 20 });
         case(v2, swap).golden(File::Meminfo, "meminfo/v2");
     }
 
     #[test]
     fn an_unlimited_container_has_the_hosts_memory() {
-        let page = case(
-            Memory {
-                limit_bytes: None,
-                ..memory()
-            },
-            None,
-        )
-        .page(File::Meminfo)
-        .unwrap();
-        assert_eq!(
-            host_kib(page.as_bytes(), b"MemTotal"),
-            host_kib(HOST.as_bytes(), b"MemTotal")
-        );
+        let page =
+            case(Memory { limit_bytes: None, ..memory() }, None).page(File::Meminfo).unwrap();
+        assert_eq!(host_kib(page.as_bytes(), b"MemTotal"), host_kib(HOST.as_bytes(), b"MemTotal"));
     }
 
     proptest! {

@@ -6,10 +6,7 @@ use crate::model::file::Resource;
 
 /// The kernel renders the page itself; there is nothing to add to it.
 pub(super) fn gather(view: &View<'_>, resource: Resource, page: &mut Vec<u8>) -> Result<()> {
-    required(
-        view.source.pressure(view.container, resource, page)?,
-        resource.cgroup_file(),
-    )
+    required(view.source.pressure(view.container, resource, page)?, resource.cgroup_file())
 }
 
 #[cfg(test)]
@@ -22,13 +19,8 @@ mod tests {
     #[test]
     fn the_cgroups_text_is_the_page() {
         let text = "some avg10=1.00 avg60=0.00 avg300=0.00 total=5\n";
-        let source = FakeSource {
-            pressure: Some(text.to_owned()),
-            ..FakeSource::default()
-        };
-        let page = Case::new(source, &[])
-            .page(File::Pressure(Resource::Io))
-            .unwrap();
+        let source = FakeSource { pressure: Some(text.to_owned()), ..FakeSource::default() };
+        let page = Case::new(source, &[]).page(File::Pressure(Resource::Io)).unwrap();
         assert_eq!(page, text);
     }
 

@@ -16,10 +16,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Vec<u8>> {
 }
 
 pub(super) fn render(host: &[u8], page: &mut Vec<u8>) {
-    for line in parse::lines(host)
-        .take(HEADER_LINES)
-        .filter(|line| !line.is_empty())
-    {
+    for line in parse::lines(host).take(HEADER_LINES).filter(|line| !line.is_empty()) {
         page.extend_from_slice(line);
         page.push(b'\n');
     }
@@ -35,9 +32,6 @@ mod tests {
     fn no_cache_of_the_host_is_shown() {
         let host = "slabinfo - version: 2.1\n# name <active_objs>\nbtrfs_delayed_node 0 0\n";
         let page = Case::new(FakeSource::default(), &[(File::Slabinfo, host)]).page(File::Slabinfo);
-        assert_eq!(
-            page.unwrap(),
-            "slabinfo - version: 2.1\n# name <active_objs>\n"
-        );
+        assert_eq!(page.unwrap(), "slabinfo - version: 2.1\n# name <active_objs>\n");
     }
 }

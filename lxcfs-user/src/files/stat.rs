@@ -30,12 +30,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
     let cpus = view.cpus()?;
     let up_ns = view.up_ns();
     let host = view.host(File::Stat)?;
-    let mut history = view
-        .container
-        .history
-        .cpu
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
     let rows = spread(&cpu, &cpus, view.policy.cpu_view)
         .into_iter()
         .map(|(shown, times)| {
@@ -71,17 +66,11 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
         let ticks = u128::from(ns) * u128::from(stat.ticks_per_second) / 1_000_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
     };
-    let rows = stat
-        .cpus
-        .iter()
-        .map(|&(shown, times)| (shown, columns(times).map(ticks)));
+    let rows = stat.cpus.iter().map(|&(shown, times)| (shown, columns(times).map(ticks)));
     // The total is the sum of the lines and not of the times: rounding would make the two differ.
     let mut total = [0_u64; COLUMNS];
     for (_, row) in rows.clone() {
-        total
-            .iter_mut()
-            .zip(row)
-            .for_each(|(total, ticks)| *total = total.saturating_add(ticks));
+        total.iter_mut().zip(row).for_each(|(total, ticks)| *total = total.saturating_add(ticks));
     }
     write_row(page, "cpu ", total);
     for (shown, row) in rows {
@@ -106,18 +95,9 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
 const COLUMNS: usize = 10;
 
 const fn columns(times: CpuTimes) -> [u64; COLUMNS] {
-    let CpuTimes {
-        user_ns,
-        nice_ns,
-        system_ns,
-        idle_ns,
-        iowait_ns,
-        steal_ns,
-    } = times;
+    let CpuTimes { user_ns, nice_ns, system_ns, idle_ns, iowait_ns, steal_ns } = times;
     // Interrupts are not charged to cgroups, and guest time is part of user time there.
-    [
-        user_ns, nice_ns, system_ns, idle_ns, iowait_ns, 0, 0, steal_ns, 0, 0,
-    ]
+    [user_ns, nice_ns, system_ns, idle_ns, iowait_ns, 0, 0, steal_ns, 0, 0]
 }
 
 fn write_row(page: &mut Vec<u8>, name: &str, row: [u64; COLUMNS]) {
@@ -146,48 +126,25 @@ mod tests {
     const HOST: &str = include_str!("../../testdata/host/stat");
 
     fn times(user_ns: u64, system_ns: u64) -> CpuTimes {
-        CpuTimes {
-            user_ns,
-            system_ns,
-            ..CpuTimes::default()
-        }
+        CpuTimes { user_ns, system_ns, ..CpuTimes::default() }
     }
 
     fn case(cpu: Cpu) -> Case {
-        let tasks = Tasks {
-            running: 2,
-            blocked: 1,
-            threads: 9,
-            last_pid: 345,
-        };
+        let tasks = Tasks { running: 2, blocked: 1, threads: 9, last_pid: 345 };
         let source = FakeSource {
             cpu: Some(cpu),
             cpuset: CpuSet::parse(b"1-2"),
-            bandwidth: Some(Bandwidth {
-                quota_us: 50_000,
-                period_us: 100_000,
-            }),
-            load: Some(Load {
-                tasks,
-                ..Load::default()
-            }),
+            bandwidth: Some(Bandwidth { quota_us: 50_000, period_us: 100_000 }),
+            load: Some(Load { tasks, ..Load::default() }),
             ..FakeSource::default()
         };
         Case::new(source, &[(File::CpuOnline, "0-3\n"), (File::Stat, HOST)])
     }
 
     fn per_cpu() -> Cpu {
-        let per_cpu = [
-            (1, 1),
-            (30_000_000_000, 10_000_000_000),
-            (5_500_000_000, 0),
-            (0, 0),
-        ]
-        .map(|(u, s)| times(u, s));
-        Cpu {
-            total: times(35_500_000_001, 10_000_000_001),
-            per_cpu: Some(per_cpu.to_vec()),
-        }
+        let per_cpu = [(1, 1), (30_000_000_000, 10_000_000_000), (5_500_000_000, 0), (0, 0)]
+            .map(|(u, s)| times(u, s));
+        Cpu { total: times(35_500_000_001, 10_000_000_001), per_cpu: Some(per_cpu.to_vec()) }
     }
 
     #[test]
@@ -197,11 +154,7 @@ mod tests {
 
     #[test]
     fn v2_spreads_the_total() {
-        case(Cpu {
-            per_cpu: None,
-            ..per_cpu()
-        })
-        .golden(File::Stat, "stat/v2_two_of_four");
+        case(Cpu { per_cpu: None, ..per_cpu() }).golden(File::Stat, "stat/v2_two_of_four");
     }
 
     #[test]
@@ -213,13 +166,8 @@ mod tests {
 
     fn rows(page: &str) -> Vec<Vec<u64>> {
         let cpus = page.lines().filter(|line| line.starts_with("cpu"));
-        cpus.map(|row| {
-            row.split_whitespace()
-                .skip(1)
-                .map(|n| n.parse().unwrap())
-                .collect()
-        })
-        .collect()
+        cpus.map(|row| row.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect())
+            .collect()
     }
 
     proptest! {

@@ -18,10 +18,7 @@ pub(super) struct Swaps {
 pub(super) fn gather(view: &View<'_>) -> Result<Swaps> {
     let meminfo = view.host(crate::model::file::File::Meminfo)?;
     let (total_kib, used_kib) = swap_kib(view, &meminfo)?;
-    Ok(Swaps {
-        total_kib,
-        used_kib,
-    })
+    Ok(Swaps { total_kib, used_kib })
 }
 
 /// Devices are the host's and a limit is not a device, so the line is named `none`, as LXCFS names it.
@@ -32,11 +29,7 @@ pub(super) fn render(swaps: &Swaps, page: &mut Vec<u8>) {
         let tabs = |kib: u64| if kib < 10_000_000 { "\t\t" } else { "\t" };
         let (total, used) = (swaps.total_kib, swaps.used_kib);
         let (after_total, after_used) = (tabs(total), tabs(used));
-        let _ = writeln!(
-            page,
-            "{:<40}virtual\t\t{total}{after_total}{used}{after_used}0",
-            "none"
-        );
+        let _ = writeln!(page, "{:<40}virtual\t\t{total}{after_total}{used}{after_used}0", "none");
     }
 }
 
@@ -48,18 +41,9 @@ mod tests {
     use crate::source::fake::FakeSource;
 
     fn case(limit_bytes: Option<u64>, used_bytes: u64) -> Case {
-        let swap = Some(Swap {
-            limit_bytes,
-            used_bytes,
-        });
+        let swap = Some(Swap { limit_bytes, used_bytes });
         let host = "MemTotal: 1000 kB\nSwapTotal: 4096 kB\nSwapFree: 4000 kB\n";
-        Case::new(
-            FakeSource {
-                swap,
-                ..FakeSource::default()
-            },
-            &[(File::Meminfo, host)],
-        )
+        Case::new(FakeSource { swap, ..FakeSource::default() }, &[(File::Meminfo, host)])
     }
 
     #[test]

@@ -20,16 +20,10 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn new(source: FakeSource, files: &[(File, &str)]) -> Self {
-        let files = files
-            .iter()
-            .map(|&(file, text)| (file, text.to_owned()))
-            .collect();
+        let files = files.iter().map(|&(file, text)| (file, text.to_owned())).collect();
         Self {
             source,
-            machine: FakeMachine {
-                files,
-                boottime_ns: 1_000_000_000_000,
-            },
+            machine: FakeMachine { files, boottime_ns: 1_000_000_000_000 },
             policy: Policy::default(),
             container: Container {
                 init: 4711,
@@ -56,9 +50,7 @@ impl Case {
     /// The page must be `testdata/<name>.want`; `UPDATE_GOLDEN=1` writes it.
     pub(super) fn golden(&self, file: File, name: &str) {
         let page = self.page(file).unwrap();
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("testdata")
-            .join(name);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
         let path = path.with_extension("want");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();

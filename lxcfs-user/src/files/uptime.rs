@@ -15,14 +15,10 @@ pub(super) struct Uptime {
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Uptime> {
-    let used_ns = required(view.source.cpu(view.container)?, "cpu")?
-        .total
-        .used_ns();
+    let used_ns = required(view.source.cpu(view.container)?, "cpu")?.total.used_ns();
     let cpus = view.cpus()?.count();
     let up_ns = view.up_ns();
-    let idle_ns = up_ns
-        .saturating_mul(u64::from(cpus))
-        .saturating_sub(used_ns);
+    let idle_ns = up_ns.saturating_mul(u64::from(cpus)).saturating_sub(used_ns);
     Ok(Uptime { up_ns, idle_ns })
 }
 
@@ -43,21 +39,9 @@ mod tests {
     use crate::source::fake::FakeSource;
 
     fn case(used_ns: u64) -> Case {
-        let total = CpuTimes {
-            user_ns: used_ns,
-            ..CpuTimes::default()
-        };
-        let cpu = Some(Cpu {
-            total,
-            per_cpu: None,
-        });
-        Case::new(
-            FakeSource {
-                cpu,
-                ..FakeSource::default()
-            },
-            &[(File::CpuOnline, "0-1\n")],
-        )
+        let total = CpuTimes { user_ns: used_ns, ..CpuTimes::default() };
+        let cpu = Some(Cpu { total, per_cpu: None });
+        Case::new(FakeSource { cpu, ..FakeSource::default() }, &[(File::CpuOnline, "0-1\n")])
     }
 
     #[test]

@@ -19,10 +19,7 @@ pub(super) struct Handles {
 impl Handles {
     /// `first` is where numbers start; another daemon on the same mount must not have given them out before.
     pub(super) fn new(first: u64) -> Self {
-        Self {
-            next: AtomicU64::new(first),
-            pages: Mutex::default(),
-        }
+        Self { next: AtomicU64::new(first), pages: Mutex::default() }
     }
 
     pub(super) fn open(&self) -> FileHandle {
@@ -58,9 +55,7 @@ impl Handles {
 
 /// The part of `page` that answers a read of `size` bytes at `offset`: never more, which the kernel would refuse.
 pub(super) fn slice(page: &Bytes, offset: u64, size: u32) -> &[u8] {
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(page.len());
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(page.len());
     let end = start.saturating_add(size as usize).min(page.len());
     &page[start..end]
 }

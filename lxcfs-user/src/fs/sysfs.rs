@@ -43,11 +43,7 @@ impl Sysfs {
         let root = rustix::fs::openat(host.sys(), "devices/system/cpu", flags, Mode::empty())
             .map_err(failed("open"))?;
         let cpu = rustix::fs::fstat(&root).map_err(failed("stat"))?.st_ino;
-        Ok(Self {
-            root,
-            cpu,
-            paths: RwLock::default(),
-        })
+        Ok(Self { root, cpu, paths: RwLock::default() })
     }
 
     /// The number of `/sys/devices/system/cpu`.
@@ -89,12 +85,7 @@ impl Sysfs {
         if number == self.cpu {
             return Ok(Arc::from(&b"."[..]));
         }
-        let known = self
-            .paths
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&number)
-            .cloned();
+        let known = self.paths.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned();
         match known {
             Some(path) => Ok(path),
             None => self.find(number),
@@ -153,11 +144,7 @@ fn list(directory: OwnedFd) -> Result<Vec<Entry>, Errno> {
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             let (number, kind) = (entry.ino(), entry.file_type());
-            entries.push(Entry {
-                name: name.to_owned(),
-                number,
-                kind,
-            });
+            entries.push(Entry { name: name.to_owned(), number, kind });
         }
     }
     Ok(entries)
@@ -177,25 +164,15 @@ mod tests {
         let stat = sysfs.lookup(sysfs.cpu(), b"possible").unwrap();
         let mut text = Vec::new();
         sysfs.read(stat.st_ino, &mut text).unwrap();
-        assert_eq!(
-            text,
-            std::fs::read("/sys/devices/system/cpu/possible").unwrap()
-        );
-        let names: Vec<_> = sysfs
-            .entries(sysfs.cpu())
-            .unwrap()
-            .into_iter()
-            .map(|e| e.name)
-            .collect();
+        assert_eq!(text, std::fs::read("/sys/devices/system/cpu/possible").unwrap());
+        let names: Vec<_> =
+            sysfs.entries(sysfs.cpu()).unwrap().into_iter().map(|e| e.name).collect();
         assert!(names.contains(&b"cpu0".to_vec()));
         let cpu0 = sysfs.lookup(sysfs.cpu(), b"cpu0").unwrap();
         let link = sysfs.lookup(cpu0.st_ino, b"subsystem").unwrap();
         assert_eq!(sysfs.target(link.st_ino).unwrap(), b"../../../../bus/cpu");
         assert_eq!(sysfs.read(link.st_ino, &mut text), Err(Errno::LOOP));
-        assert_eq!(
-            sysfs.lookup(sysfs.cpu(), b"nothing").unwrap_err(),
-            Errno::NOENT
-        );
+        assert_eq!(sysfs.lookup(sysfs.cpu(), b"nothing").unwrap_err(), Errno::NOENT);
     }
 
     #[test]
@@ -206,10 +183,7 @@ mod tests {
         let core = before.lookup(topology, b"core_id").unwrap().st_ino;
         let mut text = Vec::new();
         sysfs().read(core, &mut text).unwrap();
-        assert_eq!(
-            text,
-            std::fs::read("/sys/devices/system/cpu/cpu0/topology/core_id").unwrap()
-        );
+        assert_eq!(text, std::fs::read("/sys/devices/system/cpu/cpu0/topology/core_id").unwrap());
         assert_eq!(sysfs().stat(u64::MAX).unwrap_err(), Errno::NOENT);
     }
 }

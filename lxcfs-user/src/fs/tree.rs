@@ -42,16 +42,12 @@ impl Node {
         if number & SYSFS != 0 {
             return Some(Self::Sysfs(number & !SYSFS));
         }
-        let directory = Directory::ALL
-            .into_iter()
-            .find(|directory| directory.number() == number);
+        let directory = Directory::ALL.into_iter().find(|directory| directory.number() == number);
         let file = || {
             let index = usize::try_from(number.checked_sub(FIRST_FILE)?).ok()?;
             File::ALL.get(index).copied()
         };
-        directory
-            .map(Self::Directory)
-            .or_else(|| file().map(Self::File))
+        directory.map(Self::Directory).or_else(|| file().map(Self::File))
     }
 
     /// The node's number.
@@ -59,10 +55,7 @@ impl Node {
         INodeNo(match self {
             Self::Directory(directory) => directory.number(),
             Self::File(file) => {
-                let index = File::ALL
-                    .iter()
-                    .position(|&known| known == file)
-                    .unwrap_or_default();
+                let index = File::ALL.iter().position(|&known| known == file).unwrap_or_default();
                 FIRST_FILE + index as u64
             }
             Self::Sysfs(number) => number | SYSFS,
@@ -71,14 +64,8 @@ impl Node {
 }
 
 impl Directory {
-    const ALL: [Self; 6] = [
-        Self::Root,
-        Self::Proc,
-        Self::Pressure,
-        Self::Sys,
-        Self::Devices,
-        Self::System,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Root, Self::Proc, Self::Pressure, Self::Sys, Self::Devices, Self::System];
 
     const fn number(self) -> u64 {
         match self {
@@ -124,17 +111,12 @@ impl Directory {
                     let name = file.path().strip_prefix("proc/")?;
                     (!name.contains('/')).then_some((name, Node::File(file)))
                 });
-                files
-                    .chain([directory("pressure", Self::Pressure)])
-                    .collect()
+                files.chain([directory("pressure", Self::Pressure)]).collect()
             }
             Self::Pressure => [Resource::Cpu, Resource::Io, Resource::Memory]
                 .map(|resource| {
                     let file = File::Pressure(resource);
-                    (
-                        file.path().trim_start_matches("proc/pressure/"),
-                        Node::File(file),
-                    )
+                    (file.path().trim_start_matches("proc/pressure/"), Node::File(file))
                 })
                 .to_vec(),
             Self::Sys => vec![directory("devices", Self::Devices)],
@@ -162,11 +144,8 @@ mod tests {
     fn every_node_is_found_by_its_number_and_no_two_share_one() {
         let directories = Directory::ALL.map(Node::Directory);
         let files = File::ALL.map(Node::File);
-        let nodes: Vec<_> = directories
-            .into_iter()
-            .chain(files)
-            .chain([Node::Sysfs(3562)])
-            .collect();
+        let nodes: Vec<_> =
+            directories.into_iter().chain(files).chain([Node::Sysfs(3562)]).collect();
         for &node in &nodes {
             assert_eq!(Node::from_number(node.number()), Some(node));
         }

@@ -23,9 +23,7 @@ impl CgroupPaths {
             let mut fields = line.splitn(3, ':').skip(1);
             Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
         };
-        Self {
-            hierarchies: text.lines().filter_map(line).collect(),
-        }
+        Self { hierarchies: text.lines().filter_map(line).collect() }
     }
 
     /// The path in the cgroup v2 hierarchy.
@@ -42,26 +40,18 @@ impl CgroupPaths {
 
     /// All `(controllers, path)`.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.hierarchies
-            .iter()
-            .map(|(controllers, path)| (controllers.as_str(), path.as_str()))
+        self.hierarchies.iter().map(|(controllers, path)| (controllers.as_str(), path.as_str()))
     }
 
     /// Replaces each path by `boundary(controllers, path)`.
     #[must_use]
     pub fn map(&self, mut boundary: impl FnMut(&str, &str) -> String) -> Self {
-        let hierarchies = self
-            .iter()
-            .map(|(name, path)| (name.to_owned(), boundary(name, path)));
-        Self {
-            hierarchies: hierarchies.collect(),
-        }
+        let hierarchies = self.iter().map(|(name, path)| (name.to_owned(), boundary(name, path)));
+        Self { hierarchies: hierarchies.collect() }
     }
 
     fn find(&self, matches: impl Fn(&str) -> bool) -> Option<&str> {
-        self.iter()
-            .find(|(controllers, _)| matches(controllers))
-            .map(|(_, path)| path)
+        self.iter().find(|(controllers, _)| matches(controllers)).map(|(_, path)| path)
     }
 }
 

@@ -48,9 +48,7 @@ impl CpuSet {
     /// Whether `cpu` is in the set.
     #[must_use]
     pub fn contains(&self, cpu: u32) -> bool {
-        self.words
-            .get(cpu as usize / 64)
-            .is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+        self.words.get(cpu as usize / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
     }
 
     /// How many CPUs are in the set.
@@ -68,9 +66,7 @@ impl CpuSet {
     /// The CPUs in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         (0..).zip(&self.words).flat_map(|(index, &word)| {
-            (0..64)
-                .filter(move |bit| word >> bit & 1 == 1)
-                .map(move |bit| index * 64 + bit)
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
         })
     }
 
@@ -130,9 +126,7 @@ impl Bandwidth {
     /// The CPUs this is worth, rounded up, at least one: 1.5 CPUs need two to run on.
     #[must_use]
     pub fn cpus(self) -> u32 {
-        u32::try_from(self.quota_us.div_ceil(self.period_us))
-            .unwrap_or(u32::MAX)
-            .max(1)
+        u32::try_from(self.quota_us.div_ceil(self.period_us)).unwrap_or(u32::MAX).max(1)
     }
 }
 
@@ -173,11 +167,7 @@ impl Cpus {
             (_, Some(effective)) => {
                 let both = effective.intersection(online);
                 // A container always runs somewhere; an empty answer means the two were read at different times.
-                if both.is_empty() {
-                    online.clone()
-                } else {
-                    both
-                }
+                if both.is_empty() { online.clone() } else { both }
             }
         };
         let limit = match (view, bandwidth) {
@@ -206,9 +196,7 @@ impl Cpus {
     /// The number shown for the host's `cpu`, if it is shown.
     #[must_use]
     pub fn shown(&self, cpu: u32) -> Option<u32> {
-        self.iter()
-            .find(|&(_, host)| host == cpu)
-            .map(|(shown, _)| shown)
+        self.iter().find(|&(_, host)| host == cpu).map(|(shown, _)| shown)
     }
 
     /// The numbers shown, as a set.
@@ -245,12 +233,7 @@ mod tests {
 
     #[test]
     fn quota_rounds_up_and_stays_within_the_cpuset() {
-        let quota = |quota_us| {
-            Some(Bandwidth {
-                quota_us,
-                period_us: 100_000,
-            })
-        };
+        let quota = |quota_us| Some(Bandwidth { quota_us, period_us: 100_000 });
         let count = |view, quota| Cpus::decide(view, &set("0-7"), Some(&set("2-5")), quota).count();
         assert_eq!(count(CpuView::Quota, quota(50_000)), 1);
         assert_eq!(count(CpuView::Quota, quota(150_000)), 2);
@@ -262,31 +245,16 @@ mod tests {
 
     #[test]
     fn cpuset_view_keeps_numbers_and_quota_view_counts_from_zero() {
-        let quota = Some(Bandwidth {
-            quota_us: 200_000,
-            period_us: 100_000,
-        });
+        let quota = Some(Bandwidth { quota_us: 200_000, period_us: 100_000 });
         let shown = |view| Cpus::decide(view, &set("0-7"), Some(&set("2,5-6")), quota);
-        assert_eq!(
-            shown(CpuView::Cpuset).iter().collect::<Vec<_>>(),
-            [(2, 2), (5, 5), (6, 6)]
-        );
-        assert_eq!(
-            shown(CpuView::Quota).iter().collect::<Vec<_>>(),
-            [(0, 2), (1, 5)]
-        );
+        assert_eq!(shown(CpuView::Cpuset).iter().collect::<Vec<_>>(), [(2, 2), (5, 5), (6, 6)]);
+        assert_eq!(shown(CpuView::Quota).iter().collect::<Vec<_>>(), [(0, 2), (1, 5)]);
     }
 
     #[test]
     fn the_tighter_bandwidth_wins_whatever_its_period() {
-        let slow = Bandwidth {
-            quota_us: 100_000,
-            period_us: 1_000_000,
-        };
-        let fast = Bandwidth {
-            quota_us: 5_000,
-            period_us: 10_000,
-        };
+        let slow = Bandwidth { quota_us: 100_000, period_us: 1_000_000 };
+        let fast = Bandwidth { quota_us: 5_000, period_us: 10_000 };
         assert_eq!(slow.min(fast), slow);
         assert_eq!(fast.min(slow), slow);
     }

@@ -109,10 +109,7 @@ mod tests {
         for name in ["/proc/pressure/io", "proc/pressure/io", "pressure/io"] {
             assert_eq!(name.parse(), Ok(File::Pressure(Resource::Io)));
         }
-        assert_eq!(
-            "/sys/devices/system/cpu/online".parse(),
-            Ok(File::CpuOnline)
-        );
+        assert_eq!("/sys/devices/system/cpu/online".parse(), Ok(File::CpuOnline));
         assert!("/proc/version".parse::<File>().is_err());
     }
 }

@@ -14,11 +14,7 @@ const BITS: u32 = 32;
 
 /// exp(-5/60), exp(-5/300), exp(-5/900) with 11 fraction bits, as include/linux/sched/loadavg.h has them: a container
 /// alone on its host must print what the host prints, so these are the kernel's constants and not better ones.
-const DECAY: [u64; 3] = [
-    1884 << (BITS - 11),
-    2014 << (BITS - 11),
-    2037 << (BITS - 11),
-];
+const DECAY: [u64; 3] = [1884 << (BITS - 11), 2014 << (BITS - 11), 2037 << (BITS - 11)];
 
 /// Beyond this many periods (11 hours) even the slowest average is where it is heading.
 const FORGOTTEN: u64 = 8_192;
@@ -97,10 +93,7 @@ fn power(base: u64, exponent: u64) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::float_arithmetic,
-    reason = "floats are the independent check of the fixed point"
-)]
+#[allow(clippy::float_arithmetic, reason = "floats are the independent check of the fixed point")]
 mod tests {
     use proptest::prelude::*;
 
@@ -141,10 +134,7 @@ mod tests {
     #[test]
     fn one_task_since_an_hour_is_one_and_since_now_is_zero() {
         assert_eq!(LoadAverage::since_start(1 << 32, 0), LoadAverage::default());
-        assert_eq!(
-            LoadAverage::since_start(1 << 32, 720).hundredths()[0],
-            (1, 0)
-        );
+        assert_eq!(LoadAverage::since_start(1 << 32, 720).hundredths()[0], (1, 0));
     }
 
     proptest! {

@@ -39,9 +39,7 @@ impl CpuTimes {
     /// CPU time in use: all but idle, iowait and steal. Nanoseconds.
     #[must_use]
     pub const fn used_ns(self) -> u64 {
-        self.user_ns
-            .saturating_add(self.nice_ns)
-            .saturating_add(self.system_ns)
+        self.user_ns.saturating_add(self.nice_ns).saturating_add(self.system_ns)
     }
 }
 

@@ -45,12 +45,7 @@ impl Fallbacks {
     /// All causes so far.
     #[must_use]
     pub fn list(&self) -> Vec<Fallback> {
-        self.causes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        self.causes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
@@ -68,10 +63,7 @@ mod tests {
         fallbacks.count(File::Stat, &Error::io("read", "/a", Errno::NODATA));
         let list = fallbacks.list();
         assert_eq!(list.len(), 2);
-        let denied = list
-            .iter()
-            .find(|fallback| fallback.first.contains("denied"))
-            .unwrap();
+        let denied = list.iter().find(|fallback| fallback.first.contains("denied")).unwrap();
         assert_eq!((denied.pages, denied.file), (2, "proc/stat"));
     }
 }

@@ -92,27 +92,18 @@ impl CgroupFiles {
                 format!("cgroup v2 {}: {file}", hierarchy.mount_point().display())
             })
         };
-        let groups = GROUPS
-            .iter()
-            .zip(UNIFIED)
-            .map(|(&(group, controller, file), unified)| {
-                let from = match self.hierarchies.v1(controller) {
-                    Some(v1) => format!("cgroup v1 {}: {file}", v1.mount_point().display()),
-                    None => v2(unified),
-                };
-                Supply { group, from }
-            });
+        let groups = GROUPS.iter().zip(UNIFIED).map(|(&(group, controller, file), unified)| {
+            let from = match self.hierarchies.v1(controller) {
+                Some(v1) => format!("cgroup v1 {}: {file}", v1.mount_point().display()),
+                None => v2(unified),
+            };
+            Supply { group, from }
+        });
         let load = "tasks counted every 5 s, from a container's first request on".to_owned();
         groups
             .chain([
-                Supply {
-                    group: "load",
-                    from: load,
-                },
-                Supply {
-                    group: "pressure",
-                    from: v2("*.pressure"),
-                },
+                Supply { group: "load", from: load },
+                Supply { group: "pressure", from: v2("*.pressure") },
             ])
             .collect()
     }

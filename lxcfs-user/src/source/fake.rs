@@ -68,10 +68,7 @@ impl Source for FakeSource {
 
 /// A machine with the files given, booted `boottime_ns` ago.
 #[derive(Debug, Clone, Default)]
-#[allow(
-    missing_docs,
-    reason = "each field is what the trait's method of its name returns"
-)]
+#[allow(missing_docs, reason = "each field is what the trait's method of its name returns")]
 pub struct FakeMachine {
     pub files: Vec<(File, String)>,
     pub boottime_ns: u64,

@@ -33,10 +33,7 @@ impl Host {
     pub fn open() -> Result<Self> {
         let proc = open_tree("proc", "/proc")?;
         let sys = open_tree("sysfs", "/sys")?;
-        let files = File::ALL
-            .iter()
-            .map(|&file| open_file(&proc, &sys, file))
-            .collect();
+        let files = File::ALL.iter().map(|&file| open_file(&proc, &sys, file)).collect();
         Ok(Self { proc, sys, files })
     }
 
@@ -95,17 +92,12 @@ pub fn clock_ns(clock: ClockId) -> u64 {
     let time = rustix::time::clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// Where [`Host::files`] has `file`.
 fn slot(file: File) -> usize {
-    File::ALL
-        .iter()
-        .position(|&known| known == file)
-        .unwrap_or_default()
+    File::ALL.iter().position(|&known| known == file).unwrap_or_default()
 }
 
 /// The file's path on the host.
@@ -181,11 +173,7 @@ mod tests {
         for _ in 0..2 {
             let mut text = Vec::new();
             host.read(File::Meminfo, &mut text).unwrap();
-            assert!(
-                text.starts_with(b"MemTotal:"),
-                "{}",
-                String::from_utf8_lossy(&text)
-            );
+            assert!(text.starts_with(b"MemTotal:"), "{}", String::from_utf8_lossy(&text));
             host.read(File::Uptime, &mut text).unwrap();
         }
         assert!(host.boottime_ns() > 0);

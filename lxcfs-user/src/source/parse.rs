@@ -13,16 +13,13 @@ pub fn number(digits: &[u8]) -> Option<u64> {
         return None;
     }
     Some(digits.iter().fold(0_u64, |value, digit| {
-        value
-            .saturating_mul(10)
-            .saturating_add(u64::from(digit - b'0'))
+        value.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
     }))
 }
 
 /// The fields of a line, split at runs of white space.
 pub fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(u8::is_ascii_whitespace)
-        .filter(|field| !field.is_empty())
+    line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty())
 }
 
 /// The lines of a text, without their ends.
@@ -59,10 +56,7 @@ pub fn cpu_max(text: &[u8]) -> Option<Option<Bandwidth>> {
     let mut fields = fields(text);
     let quota_us = limit(fields.next()?)?;
     let period_us = number(fields.next()?).filter(|&period| period > 0)?;
-    Some(quota_us.map(|quota_us| Bandwidth {
-        quota_us,
-        period_us,
-    }))
+    Some(quota_us.map(|quota_us| Bandwidth { quota_us, period_us }))
 }
 
 /// `cpu.stat`: the time used, in nanoseconds although the file has microseconds.
@@ -127,10 +121,7 @@ pub fn io_stat(text: &[u8]) -> Vec<DeviceIo> {
         let mut current = None;
         for field in fields(line) {
             if let Some(device) = device(field) {
-                current = Some(DeviceIo {
-                    device,
-                    ..DeviceIo::default()
-                });
+                current = Some(DeviceIo { device, ..DeviceIo::default() });
             } else if let Some(io) = &mut current {
                 let Some(equals) = field.iter().position(|&byte| byte == b'=') else {
                     continue;
@@ -158,11 +149,7 @@ pub fn io_stat(text: &[u8]) -> Vec<DeviceIo> {
 pub fn blkio(text: &[u8]) -> impl Iterator<Item = ((u32, u32), &[u8], u64)> {
     lines(text).filter_map(|line| {
         let mut fields = fields(line);
-        Some((
-            device(fields.next()?)?,
-            fields.next()?,
-            number(fields.next()?)?,
-        ))
+        Some((device(fields.next()?)?, fields.next()?, number(fields.next()?)?))
     })
 }
 
@@ -187,20 +174,14 @@ pub fn pid_stat(text: &[u8]) -> Option<PidStat> {
     let parent = number(rest.next()?)?.try_into().ok()?;
     // State is field 3, the parent field 4; between the parent and field 22 lie 17.
     let start_ticks = number(rest.nth(17)?)?;
-    Some(PidStat {
-        state,
-        parent,
-        start_ticks,
-    })
+    Some(PidStat { state, parent, start_ticks })
 }
 
 /// The numbers behind `key` in a `/proc/PID/status`: `NSpid:  4711  1`.
 #[must_use]
 pub fn status_numbers(text: &[u8], key: &[u8]) -> Option<Vec<u32>> {
     let line = lines(text).find_map(|line| line.strip_prefix(key)?.strip_prefix(b":"))?;
-    fields(line)
-        .map(|field| number(field)?.try_into().ok())
-        .collect()
+    fields(line).map(|field| number(field)?.try_into().ok()).collect()
 }
 
 #[cfg(test)]
@@ -223,10 +204,7 @@ mod tests {
         assert_eq!(limit(b"max\n"), Some(None));
         assert_eq!(limit(b"268435456\n"), Some(Some(268_435_456)));
         assert_eq!(limit(b"\n"), None);
-        let half = Bandwidth {
-            quota_us: 50_000,
-            period_us: 100_000,
-        };
+        let half = Bandwidth { quota_us: 50_000, period_us: 100_000 };
         assert_eq!(cpu_max(b"50000 100000\n"), Some(Some(half)));
         assert_eq!(cpu_max(b"max 100000\n"), Some(None));
         assert_eq!(cpu_max(b"50000 0\n"), None);
@@ -237,10 +215,7 @@ mod tests {
     fn nice_time_is_taken_out_of_user_time() {
         let times =
             cpu_stat(b"usage_usec 30\nuser_usec 20\nsystem_usec 10\nnice_usec 5\n").unwrap();
-        assert_eq!(
-            (times.user_ns, times.nice_ns, times.system_ns),
-            (15_000, 5_000, 10_000)
-        );
+        assert_eq!((times.user_ns, times.nice_ns, times.system_ns), (15_000, 5_000, 10_000));
         assert_eq!(cpu_stat(b"usage_usec 30\n"), None);
     }
 
@@ -248,9 +223,7 @@ mod tests {
     fn usage_all_is_indexed_by_cpu() {
         let cpus = cpuacct_usage_all(b"cpu user system\n0 7 8\n1 9 10\n").unwrap();
         assert_eq!(
-            cpus.iter()
-                .map(|cpu| (cpu.user_ns, cpu.system_ns))
-                .collect::<Vec<_>>(),
+            cpus.iter().map(|cpu| (cpu.user_ns, cpu.system_ns)).collect::<Vec<_>>(),
             [(7, 8), (9, 10)]
         );
         assert_eq!(cpuacct_usage_all(b"cpu user system\n"), None);
@@ -261,10 +234,7 @@ mod tests {
     fn an_unknown_device_hides_no_other() {
         let text = b"(unknown) rbytes=1\n8:0 8:16 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n254:0 \n";
         let devices = io_stat(text);
-        assert_eq!(
-            devices.iter().map(|io| io.device).collect::<Vec<_>>(),
-            [(8, 16), (254, 0)]
-        );
+        assert_eq!(devices.iter().map(|io| io.device).collect::<Vec<_>>(), [(8, 16), (254, 0)]);
         assert_eq!((devices[0].read_bytes, devices[0].reads), (4096, 1));
     }
 
@@ -272,14 +242,7 @@ mod tests {
     fn a_name_with_spaces_and_parentheses() {
         let text =
             b"4711 (a) R b ((c) S 1 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2\n";
-        assert_eq!(
-            pid_stat(text),
-            Some(PidStat {
-                state: b'S',
-                parent: 1,
-                start_ticks: 98_765
-            })
-        );
+        assert_eq!(pid_stat(text), Some(PidStat { state: b'S', parent: 1, start_ticks: 98_765 }));
         assert_eq!(pid_stat(b"4711 (x"), None);
     }
 

@@ -22,15 +22,8 @@ use crate::model::file::File;
 use crate::model::load::{LoadAverage, PERIOD_NS};
 
 /// Hierarchies to list a container's tasks by, best first. Runtimes put every task in all of those they use.
-const BY_TASKS: [&str; 7] = [
-    "cpuacct",
-    "cpu",
-    "memory",
-    "pids",
-    "freezer",
-    "devices",
-    "name=systemd",
-];
+const BY_TASKS: [&str; 7] =
+    ["cpuacct", "cpu", "memory", "pids", "freezer", "devices", "name=systemd"];
 
 /// The load at the last sample; the first read of a container takes one itself.
 pub(super) fn load(
@@ -39,10 +32,7 @@ pub(super) fn load(
     host: &Host,
 ) -> Result<Option<Load>> {
     if let Some(history) = &*lock(&container.history.load) {
-        return Ok(Some(Load {
-            average: history.average,
-            tasks: history.tasks,
-        }));
+        return Ok(Some(Load { average: history.average, tasks: history.tasks }));
     }
     sample(container, files, host)
 }
@@ -67,10 +57,7 @@ pub fn sample(container: &Container, files: &CgroupFiles, host: &Host) -> Result
         Some(before) => before.advance(now_ns, tasks, used_ns),
         None => first(container, host, now_ns, tasks, used_ns),
     };
-    let load = Load {
-        average: history.average,
-        tasks,
-    };
+    let load = Load { average: history.average, tasks };
     *lock(&container.history.load) = Some(history);
     Ok(Some(load))
 }
@@ -102,10 +89,7 @@ fn first(
     tasks: Tasks,
     used_ns: Option<u64>,
 ) -> LoadHistory {
-    let life_ns = host
-        .boottime_ns()
-        .saturating_sub(container.started_ns)
-        .max(1);
+    let life_ns = host.boottime_ns().saturating_sub(container.started_ns).max(1);
     let mut online = Vec::new();
     let cpus = match host.read(File::CpuOnline, &mut online) {
         Ok(()) => CpuSet::parse(&online).map_or(1, |online| online.count()),
@@ -116,12 +100,7 @@ fn first(
     let used = u128::from(used_ns.unwrap_or(0)).min(most);
     let mean = u64::try_from((used << 32) / u128::from(life_ns)).unwrap_or(0);
     let average = LoadAverage::since_start(mean, life_ns / PERIOD_NS);
-    LoadHistory {
-        average,
-        sampled_ns: now_ns,
-        tasks,
-        used_ns,
-    }
+    LoadHistory { average, sampled_ns: now_ns, tasks, used_ns }
 }
 
 /// The threads of a container, by any hierarchy in which it has a cgroup of its own; `Ok(None)` if there is none.
@@ -145,10 +124,7 @@ fn v1<'a>(
     files: &'a CgroupFiles,
     controller: &str,
 ) -> Option<Cgroup<'a>> {
-    let cgroup = files
-        .hierarchies()
-        .v1(controller)?
-        .cgroup(cgroups.v1(controller)?);
+    let cgroup = files.hierarchies().v1(controller)?.cgroup(cgroups.v1(controller)?);
     (!cgroup.is_root()).then_some(cgroup)
 }
 
@@ -198,11 +174,7 @@ fn read_own_pid(host: &Host, tid: u32, depth: usize) -> Option<u32> {
 
 /// The threads of the cgroup and everything below it.
 fn read_threads(cgroup: &Cgroup<'_>) -> Result<Vec<u32>> {
-    let file = if cgroup.is_v1() {
-        c"tasks"
-    } else {
-        c"cgroup.threads"
-    };
+    let file = if cgroup.is_v1() { c"tasks" } else { c"cgroup.threads" };
     let mut threads = Vec::new();
     let mut directories = vec![cgroup.open_directory()?];
     let mut text = Vec::new();
@@ -246,10 +218,7 @@ mod tests {
 
     fn history(running: u32, used_ns: Option<u64>) -> LoadHistory {
         LoadHistory {
-            tasks: Tasks {
-                running,
-                ..Tasks::default()
-            },
+            tasks: Tasks { running, ..Tasks::default() },
             used_ns,
             ..LoadHistory::default()
         }
@@ -259,19 +228,13 @@ mod tests {
     fn a_container_that_used_no_cpu_has_not_changed() {
         assert!(history(0, Some(5)).stands_still(Some(5)));
         assert!(!history(0, Some(5)).stands_still(Some(6)));
-        assert!(
-            !history(1, Some(5)).stands_still(Some(5)),
-            "throttled tasks use nothing and run"
-        );
+        assert!(!history(1, Some(5)).stands_still(Some(5)), "throttled tasks use nothing and run");
         assert!(!history(0, None).stands_still(None));
     }
 
     #[test]
     fn missed_periods_are_made_up_for() {
-        let tasks = Tasks {
-            running: 1,
-            ..Tasks::default()
-        };
+        let tasks = Tasks { running: 1, ..Tasks::default() };
         let late = history(1, None).advance(12 * PERIOD_NS + 7, tasks, None);
         assert_eq!(late.sampled_ns, 12 * PERIOD_NS);
         assert_eq!(late.average, LoadAverage::default().advance(1, 12));

@@ -27,9 +27,7 @@ fn main() -> Result<()> {
                 })
             })
             .collect();
-        let counts = threads
-            .into_iter()
-            .map(|thread| thread.join().expect("no reader panics"));
+        let counts = threads.into_iter().map(|thread| thread.join().expect("no reader panics"));
         counts.sum::<Result<u64>>()
     })?;
     println!("{done} reads");
@@ -83,10 +81,7 @@ fn hammer(path: &str, reads: u64, random: &mut Random) -> Result<()> {
 /// A page ends with a whole line, and every line begins like one of its file.
 fn check(path: &str, page: &[u8]) -> Result<()> {
     let text = std::str::from_utf8(page)?;
-    ensure!(
-        text.ends_with('\n') || (text.is_empty() && may_be_empty(path)),
-        "half a page: {text}"
-    );
+    ensure!(text.ends_with('\n') || (text.is_empty() && may_be_empty(path)), "half a page: {text}");
     ensure!(!text.contains('\0'), "a hole: {text:?}");
     let first = text.split(char::is_whitespace).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();

@@ -46,12 +46,7 @@ impl Hierarchies {
             }
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             if let Ok(directory) = rustix::fs::open(&mount_point, flags, Mode::empty()) {
-                mounted.push(Hierarchy {
-                    controllers,
-                    mount_point,
-                    root,
-                    directory,
-                });
+                mounted.push(Hierarchy { controllers, mount_point, root, directory });
             }
         }
         if mounted.is_empty() {
@@ -70,9 +65,7 @@ impl Hierarchies {
     /// The cgroup v2 hierarchy.
     #[must_use]
     pub fn v2(&self) -> Option<&Hierarchy> {
-        self.mounted
-            .iter()
-            .find(|hierarchy| hierarchy.controllers.is_empty())
+        self.mounted.iter().find(|hierarchy| hierarchy.controllers.is_empty())
     }
 
     /// The v1 hierarchy of `controller`.
@@ -146,10 +139,7 @@ impl Hierarchy {
     #[must_use]
     pub fn cgroup<'a>(&'a self, path: &'a str) -> Cgroup<'a> {
         let below = path.strip_prefix(self.root.as_str()).unwrap_or(path);
-        Cgroup {
-            hierarchy: self,
-            path: below.trim_matches('/'),
-        }
+        Cgroup { hierarchy: self, path: below.trim_matches('/') }
     }
 }
 
@@ -215,10 +205,7 @@ impl<'a> Cgroup<'a> {
         }
         match parse(&text) {
             Some(value) => Ok(Some(value)),
-            None => Err(Error::parse(
-                self.display(file),
-                "not the format the kernel documents",
-            )),
+            None => Err(Error::parse(self.display(file), "not the format the kernel documents")),
         }
     }
 
@@ -242,12 +229,8 @@ impl<'a> Cgroup<'a> {
     /// The cgroup is gone.
     pub fn open_directory(&self) -> Result<OwnedFd> {
         let path = if self.is_root() { "." } else { self.path };
-        open_beneath(
-            &self.hierarchy.directory,
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY,
-        )
-        .map_err(|errno| self.error("open", "", errno))
+        open_beneath(&self.hierarchy.directory, path, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|errno| self.error("open", "", errno))
     }
 
     /// The path of `file` in this cgroup as a person would type it.
@@ -262,11 +245,7 @@ impl<'a> Cgroup<'a> {
     }
 
     fn relative(&self, file: &str) -> String {
-        if self.is_root() {
-            file.to_owned()
-        } else {
-            format!("{}/{file}", self.path)
-        }
+        if self.is_root() { file.to_owned() } else { format!("{}/{file}", self.path) }
     }
 
     fn error(&self, operation: &'static str, file: &str, errno: Errno) -> Error {
@@ -277,13 +256,7 @@ impl<'a> Cgroup<'a> {
 /// Opens `path` below `directory` and nowhere else: a path with `..` comes from a cgroup outside our namespace.
 fn open_beneath(directory: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    rustix::fs::openat2(
-        directory,
-        path,
-        flags | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )
+    rustix::fs::openat2(directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// The CPU list in `file` of the cgroup, or of the nearest ancestor that has one that is not empty.
@@ -310,17 +283,10 @@ mod tests {
         let v2 = parsed(
             "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate",
         );
-        assert_eq!(
-            v2,
-            Some((String::new(), "/".to_owned(), "/sys/fs/cgroup".into()))
-        );
+        assert_eq!(v2, Some((String::new(), "/".to_owned(), "/sys/fs/cgroup".into())));
         let v1 =
             parsed("32 24 0:28 /docker/x /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct");
-        let cpu = (
-            "cpu,cpuacct".to_owned(),
-            "/docker/x".to_owned(),
-            "/sys/fs/cgroup/cpu".into(),
-        );
+        let cpu = ("cpu,cpuacct".to_owned(), "/docker/x".to_owned(), "/sys/fs/cgroup/cpu".into());
         assert_eq!(v1, Some(cpu));
         let named =
             parsed("33 24 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd");
@@ -341,10 +307,7 @@ mod tests {
         let cgroup = hierarchy.cgroup("/a/b c/d");
         let paths: Vec<_> = cgroup.ancestry().map(|level| level.path).collect();
         assert_eq!(paths, ["a/b c/d", "a/b c", "a", ""]);
-        assert_eq!(
-            cgroup.display("cpu.max"),
-            Path::new("/sys/fs/cgroup/a/b c/d/cpu.max")
-        );
+        assert_eq!(cgroup.display("cpu.max"), Path::new("/sys/fs/cgroup/a/b c/d/cpu.max"));
         assert!(hierarchy.cgroup("/").is_root());
     }
 }

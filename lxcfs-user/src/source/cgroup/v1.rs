@@ -15,10 +15,7 @@ pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
     Ok(per_cpu.map(|per_cpu| {
         let sum = |total: CpuTimes, cpu: &CpuTimes| total.zip(*cpu, u64::saturating_add);
         let total = per_cpu.iter().fold(CpuTimes::default(), sum);
-        Cpu {
-            total,
-            per_cpu: Some(per_cpu),
-        }
+        Cpu { total, per_cpu: Some(per_cpu) }
     }))
 }
 
@@ -26,18 +23,13 @@ pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
 pub(super) fn bandwidth(cgroup: &Cgroup<'_>) -> Result<Option<Bandwidth>> {
     let mut tightest: Option<Bandwidth> = None;
     for level in cgroup.ancestry() {
-        let quota = level
-            .parse("cpu.cfs_quota_us", |text| Some(parse::single(text)))?
-            .flatten();
+        let quota = level.parse("cpu.cfs_quota_us", |text| Some(parse::single(text)))?.flatten();
         let Some(quota_us) = quota else { continue };
         let Some(period_us) = level.parse("cpu.cfs_period_us", parse::single)? else {
             continue;
         };
         if period_us > 0 {
-            let own = Bandwidth {
-                quota_us,
-                period_us,
-            };
+            let own = Bandwidth { quota_us, period_us };
             tightest = Some(tightest.map_or(own, |tightest| tightest.min(own)));
         }
     }
@@ -51,11 +43,7 @@ pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {
         return Ok(None);
     };
     let slab_bytes = cgroup.parse("memory.kmem.usage_in_bytes", parse::single)?;
-    let mut memory = Memory {
-        usage_bytes,
-        slab_bytes,
-        ..Memory::default()
-    };
+    let mut memory = Memory { usage_bytes, slab_bytes, ..Memory::default() };
     let found = cgroup.parse("memory.stat", |text| {
         memory_stat(text, &mut memory);
         Some(())
@@ -93,22 +81,13 @@ pub(super) fn swap(cgroup: &Cgroup<'_>) -> Result<Option<Swap>> {
     let Some(both) = cgroup.parse("memory.memsw.usage_in_bytes", parse::single)? else {
         return Ok(None);
     };
-    let usage = cgroup
-        .parse("memory.usage_in_bytes", parse::single)?
-        .unwrap_or(both);
+    let usage = cgroup.parse("memory.usage_in_bytes", parse::single)?.unwrap_or(both);
     let swap = cgroup.parse("memory.stat", |text| Some(swap_of_stat(text)))?;
     let (limit_bytes, swapped) = swap.unwrap_or_default();
     let used_bytes = swapped.unwrap_or(both.saturating_sub(usage));
     let swappiness = cgroup.parse("memory.swappiness", parse::single)?;
-    let limit_bytes = if swappiness == Some(0) {
-        Some(used_bytes)
-    } else {
-        limit_bytes
-    };
-    Ok(Some(Swap {
-        limit_bytes,
-        used_bytes,
-    }))
+    let limit_bytes = if swappiness == Some(0) { Some(used_bytes) } else { limit_bytes };
+    Ok(Some(Swap { limit_bytes, used_bytes }))
 }
 
 /// `(limit, used)` of swap, from `memory.stat`.
@@ -123,10 +102,7 @@ fn swap_of_stat(text: &[u8]) -> (Option<u64>, Option<u64>) {
         }
     }
     // Without a limit on memory the whole of both may end up in swap.
-    (
-        both.map(|both| both.saturating_sub(memory.unwrap_or(0))),
-        used,
-    )
+    (both.map(|both| both.saturating_sub(memory.unwrap_or(0))), used)
 }
 
 fn limited(bytes: u64) -> Option<u64> {
@@ -138,10 +114,8 @@ pub(super) fn io(cgroup: &Cgroup<'_>) -> Result<Option<Vec<DeviceIo>>> {
     let mut there = false;
     for policy in ["throttle", "bfq"] {
         let mut devices = Vec::new();
-        for (file, field) in [
-            ("io_service_bytes", Field::Bytes),
-            ("io_serviced", Field::Requests),
-        ] {
+        for (file, field) in [("io_service_bytes", Field::Bytes), ("io_serviced", Field::Requests)]
+        {
             let name = format!("blkio.{policy}.{file}_recursive");
             let found = cgroup.parse(&name, |text| {
                 parse::blkio(text).for_each(|entry| add_blkio(&mut devices, field, entry));
@@ -164,16 +138,10 @@ enum Field {
 
 fn add_blkio(devices: &mut Vec<DeviceIo>, field: Field, entry: ((u32, u32), &[u8], u64)) {
     let (device, kind, value) = entry;
-    let index = devices
-        .iter()
-        .position(|io| io.device == device)
-        .unwrap_or_else(|| {
-            devices.push(DeviceIo {
-                device,
-                ..DeviceIo::default()
-            });
-            devices.len() - 1
-        });
+    let index = devices.iter().position(|io| io.device == device).unwrap_or_else(|| {
+        devices.push(DeviceIo { device, ..DeviceIo::default() });
+        devices.len() - 1
+    });
     let io = &mut devices[index];
     match (field, kind) {
         (Field::Bytes, b"Read") => io.read_bytes = value,
@@ -197,10 +165,7 @@ mod tests {
                      total_cache 20\ntotal_rss 30\ntotal_rss_huge 40\ntotal_dirty 50\n";
         memory_stat(text, &mut memory);
         assert_eq!(memory.limit_bytes, None);
-        assert_eq!(
-            (memory.cache_bytes, memory.anon_bytes, memory.dirty_bytes),
-            (20, 30, 50)
-        );
+        assert_eq!((memory.cache_bytes, memory.anon_bytes, memory.dirty_bytes), (20, 30, 50));
         assert_eq!(memory.anon_thp_bytes, Some(40));
     }
 
@@ -222,9 +187,6 @@ mod tests {
             add_blkio(&mut devices, Field::Requests, entry);
         }
         assert_eq!(devices.len(), 2);
-        assert_eq!(
-            (devices[0].reads, devices[0].writes, devices[0].write_bytes),
-            (1, 2, 8192)
-        );
+        assert_eq!((devices[0].reads, devices[0].writes, devices[0].write_bytes), (1, 2, 8192));
     }
 }

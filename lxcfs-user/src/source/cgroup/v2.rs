@@ -9,10 +9,7 @@ use crate::source::{Cpu, DeviceIo, Memory, Swap, parse};
 /// `cpu.stat`: there in every cgroup, whether or not the cpu controller is enabled. No per-CPU numbers.
 pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
     let total = cgroup.parse("cpu.stat", parse::cpu_stat)?;
-    Ok(total.map(|total| Cpu {
-        total,
-        per_cpu: None,
-    }))
+    Ok(total.map(|total| Cpu { total, per_cpu: None }))
 }
 
 /// `cpu.max` of the cgroup and its ancestors.
@@ -35,11 +32,8 @@ pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {
         let Some(usage_bytes) = level.parse("memory.current", parse::single)? else {
             continue;
         };
-        let mut memory = Memory {
-            usage_bytes,
-            limit_bytes: level.smallest("memory.max")?,
-            ..Memory::default()
-        };
+        let mut memory =
+            Memory { usage_bytes, limit_bytes: level.smallest("memory.max")?, ..Memory::default() };
         level.parse("memory.stat", |text| {
             memory_stat(text, &mut memory);
             Some(())
@@ -89,10 +83,7 @@ pub(super) fn swap(cgroup: &Cgroup<'_>) -> Result<Option<Swap>> {
             continue;
         };
         let limit_bytes = level.smallest("memory.swap.max")?;
-        return Ok(Some(Swap {
-            limit_bytes,
-            used_bytes,
-        }));
+        return Ok(Some(Swap { limit_bytes, used_bytes }));
     }
     Ok(None)
 }
@@ -127,15 +118,9 @@ mod tests {
         let mut memory = Memory::default();
         let text = b"anon 1\nfile 2\nfile_mapped 3\nfile_dirty 4\nfile_writeback 5\nanon_thp 6\nshmem_thp 7\n";
         memory_stat(text, &mut memory);
-        assert_eq!(
-            (memory.anon_bytes, memory.cache_bytes, memory.mapped_bytes),
-            (1, 2, 3)
-        );
+        assert_eq!((memory.anon_bytes, memory.cache_bytes, memory.mapped_bytes), (1, 2, 3));
         assert_eq!((memory.dirty_bytes, memory.writeback_bytes), (4, 5));
-        assert_eq!(
-            (memory.anon_thp_bytes, memory.shmem_thp_bytes),
-            (Some(6), Some(7))
-        );
+        assert_eq!((memory.anon_thp_bytes, memory.shmem_thp_bytes), (Some(6), Some(7)));
         assert_eq!(memory.slab_reclaimable_bytes, None);
     }
 }
