@@ -8,6 +8,7 @@ mod apt;
 mod boot;
 mod cpio;
 mod fetch;
+mod ground;
 mod guest;
 mod image;
 mod kernel;
@@ -18,24 +19,18 @@ mod stream;
 mod suites;
 mod table;
 
-use std::collections::VecDeque;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::sync::Mutex;
-use std::thread;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
+pub(crate) use ground::{Options, run};
 pub(crate) use guest::{Guest, Report, Step};
 pub(crate) use kernel::Series;
 pub(crate) use suites::{Suite, run_suites};
 
-use boot::Machine;
-use kernel::{Choice, Kernel};
-use qemu::Qemu;
-use stream::Display;
+use kernel::Choice;
 
 /// The command line.
 #[derive(Debug, clap::Args)]
@@ -68,18 +63,9 @@ pub(crate) struct Args {
     /// Ask for newer kernels, QEMU and busybox than the cached ones.
     #[arg(long)]
     refresh: bool,
-    /// What to run in the guest; a path of this machine is taken along.
-    #[arg(last = true, default_values = ["/bin/busybox", "uname", "-a"])]
+    /// What to run in the guest, `uname -a` if nothing; a path of this machine is taken along.
+    #[arg(last = true)]
     command: Vec<String>,
-}
-
-/// Where guests run and how.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) kernels: Vec<Series>,
-    /// Guests at the same time, at most two.
-    pub(crate) jobs: u8,
-    pub(crate) refresh: bool,
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -119,6 +105,11 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         return suites_main(&options, &suite, &command, timeout, guest);
     }
     let mut command = command;
+    if command.is_empty() {
+        command = ["/bin/busybox", "uname", "-a"]
+            .map(ToOwned::to_owned)
+            .to_vec();
+    }
     if let Some(program) = host_program(&command[0]) {
         command[0] = program.to_string_lossy().into_owned();
         guest.files.push(program);
@@ -144,16 +135,10 @@ fn host_program(name: &str) -> Option<PathBuf> {
 fn suites_main(
     options: &Options,
     binaries: &[PathBuf],
-    command: &[String],
+    arguments: &[String],
     timeout: Duration,
     guest: Guest,
 ) -> Result<ExitCode> {
-    // Without `--` the command is the default one, which is no argument of a test binary.
-    let arguments = if std::env::args().any(|it| it == "--") {
-        command
-    } else {
-        &[]
-    };
     let suites: Vec<Suite> = binaries
         .iter()
         .map(|binary| Suite {
@@ -192,6 +177,17 @@ fn tell(result: &Result<Report>) -> u8 {
             if let Some(death) = &report.death {
                 eprintln!("vm: the guest {death}");
             }
+            for step in report
+                .steps
+                .iter()
+                .filter(|step| step.end == guest::End::TimedOut)
+            {
+                let guest::StepReport { name, took, .. } = step;
+                eprintln!(
+                    "vm: {name}: killed, it timed out after {took:.1?} ({} times its time-out)",
+                    guest::TIMEOUT_FACTOR
+                );
+            }
             report.status()
         }
     }
@@ -200,152 +196,20 @@ fn tell(result: &Result<Report>) -> u8 {
 fn rows(results: &[(Series, Result<Report>)]) -> Vec<Vec<String>> {
     let mut rows = vec![["kernel", "result", "boot", "total", "boots again"].map(str::to_owned)];
     rows.extend(results.iter().map(|(series, result)| {
+        let [mut end, mut boot, mut total, mut reboots] = ["-"; 4].map(ToOwned::to_owned);
         match result {
-            Err(_) => [
-                series.to_string(),
-                "not run".into(),
-                "-".into(),
-                "-".into(),
-                "-".into(),
-            ],
-            Ok(report) => [
-                series.to_string(),
-                report
+            Err(_) => end = "not run".to_owned(),
+            Ok(report) => {
+                end = report
                     .steps
                     .first()
-                    .map_or_else(|| "-".to_owned(), |step| step.end.to_string()),
-                format!("{:.1?}", report.boot),
-                format!("{:.1?}", report.total),
-                report.reboots.to_string(),
-            ],
+                    .map_or(end, |step| step.end.to_string());
+                boot = report.boot.map_or(boot, |boot| format!("{boot:.1?}"));
+                total = format!("{:.1?}", report.total);
+                reboots = report.reboots.to_string();
+            }
         }
+        [series.to_string(), end, boot, total, reboots]
     }));
     rows.into_iter().map(Vec::from).collect()
-}
-
-/// Runs the guest on every kernel of the options; an error in a row is a kernel that could not be
-/// fetched or a guest that could not be started.
-pub(crate) fn run(options: &Options, guest: &Guest) -> Result<Vec<(Series, Result<Report>)>> {
-    let ground = Ground::prepare(options.refresh)?;
-    let many = options.kernels.len() > 1;
-    let queue: Mutex<VecDeque<(usize, Series)>> =
-        Mutex::new(options.kernels.iter().copied().enumerate().collect());
-    let done = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..options.jobs.clamp(1, 2) {
-            scope.spawn(|| {
-                let next = || queue.lock().expect("no holder panics").pop_front();
-                while let Some((index, series)) = next() {
-                    let display = if many {
-                        Display::lines(series.to_string())
-                    } else {
-                        Display::Raw
-                    };
-                    let result = ground.run(series, guest, options.refresh, display);
-                    done.lock()
-                        .expect("no holder panics")
-                        .push((index, series, result));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().expect("no holder panics");
-    done.sort_by_key(|(index, ..)| *index);
-    Ok(done
-        .into_iter()
-        .map(|(_, series, result)| (series, result))
-        .collect())
-}
-
-/// What all guests share.
-#[derive(Debug)]
-struct Ground {
-    home: PathBuf,
-    qemu: Qemu,
-    busybox: PathBuf,
-    init: PathBuf,
-}
-
-impl Ground {
-    fn prepare(refresh: bool) -> Result<Self> {
-        let target = target();
-        let home = target.join("vm");
-        let _lock = fetch::lock(&home)?;
-        let qemu = Qemu::prepare(&home, refresh)?;
-        let busybox = image::busybox(&home, refresh)?;
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args([
-            "build",
-            "--quiet",
-            "--package",
-            "lxcfs-tests",
-            "--bin",
-            "guest-init",
-        ]);
-        shell::output(cargo.arg("--target-dir").arg(&target)).context("build the guest's init")?;
-        Ok(Self {
-            home,
-            qemu,
-            busybox,
-            init: target.join("debug/guest-init"),
-        })
-    }
-
-    fn run(
-        &self,
-        series: Series,
-        guest: &Guest,
-        refresh: bool,
-        mut display: Display,
-    ) -> Result<Report> {
-        let folder = self
-            .home
-            .join(format!("runs/{}-{series}", std::process::id()));
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let initramfs = folder.join("initramfs.cpio");
-        let (kernel, cached) = self.cached(series, guest, refresh)?;
-        image::initramfs(&initramfs, &cached, &self.init, guest)?;
-        eprintln!("vm: booting {}", kernel.release);
-        let machine = Machine {
-            qemu: &self.qemu,
-            kernel: &kernel,
-            initramfs: &initramfs,
-            folder: &folder,
-        };
-        let report = boot::boot(machine, guest, &mut display)?;
-        let Report { boot, total, .. } = report;
-        eprintln!(
-            "vm: {}: init after {boot:.1?}, off after {total:.1?}",
-            kernel.release
-        );
-        let _ = fs::remove_file(&initramfs);
-        if report.death.is_none() {
-            let _ = fs::remove_dir_all(&folder);
-        } else {
-            eprintln!("vm: the logs are in {}", folder.display());
-        }
-        Ok(report)
-    }
-
-    /// The kernel and the archives that other runs use too.
-    fn cached(
-        &self,
-        series: Series,
-        guest: &Guest,
-        refresh: bool,
-    ) -> Result<(Kernel, Vec<PathBuf>)> {
-        let _lock = fetch::lock(&self.home)?;
-        let kernel = Kernel::prepare(&self.home, series, refresh)?;
-        let mut archives = vec![image::base(&self.home, &kernel, &self.busybox)?];
-        archives.extend(image::packages(&self.home, &guest.packages)?);
-        Ok((kernel, archives))
-    }
-}
-
-/// Cargo's target folder.
-fn target() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    let workspace = workspace.expect("xtask is a member of the workspace");
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace.join("target"), |target| workspace.join(target))
 }

@@ -13,8 +13,9 @@
 //! done
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, PipeReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -101,6 +102,8 @@ fn mount_all() -> Result<()> {
     chdir("/vm/root").context("enter /vm/root")?;
     attach("/vm/root", "/", "", MsFlags::MS_MOVE, "")?;
     chroot(".").context("change the root to /vm/root")?;
+    // The kernel's first root is writable for everyone.
+    fs::set_permissions("/", Permissions::from_mode(0o755)).context("set the mode of /")?;
     attach("dev", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=755")?;
     attach("proc", "/proc", "proc", safe, "")?;
     attach("sys", "/sys", "sysfs", safe, "")?;
@@ -220,25 +223,13 @@ impl Step {
         let text = |path: PathBuf| {
             fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
         };
-        let list = |path| {
-            let items = text(path)?;
-            anyhow::Ok(
-                items
-                    .split_terminator('\0')
-                    .map(ToOwned::to_owned)
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let environment = list("/vm/environment".into())?;
-        let environment = environment.iter().filter_map(|item| item.split_once('='));
+        let environment = text("/vm/environment".into())?;
         let deadline_ms = text(dir.join("deadline_ms"))?
             .parse()
             .context("read deadline_ms")?;
         Ok(Some(Self {
-            argv: list(dir.join("argv"))?,
-            environment: environment
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .collect(),
+            argv: list(&text(dir.join("argv"))?),
+            environment: variables(&environment),
             directory: text(dir.join("directory"))?.into(),
             deadline: Duration::from_millis(deadline_ms),
             cgroup: Path::new(CGROUP).join(format!("vm-step-{number}")),
@@ -275,12 +266,11 @@ impl Step {
         kill(&self.cgroup);
         let _ = ended.recv_timeout(LAST_WORDS);
         self.remove_cgroup();
-        Ok(match status {
-            _ if timed_out => "timeout 0".to_owned(),
-            WaitStatus::Signaled(_, signal, _) => format!("signal {}", signal as i32),
-            WaitStatus::Exited(_, status) => format!("exit {status}"),
-            other => bail!("the command ended with {other:?}"),
-        })
+        if timed_out {
+            Ok("timeout 0".to_owned())
+        } else {
+            ending(status)
+        }
     }
 
     /// What was killed may need a moment to leave.
@@ -296,6 +286,30 @@ impl Step {
             self.cgroup.display()
         ));
     }
+}
+
+/// Items that end with a zero byte each.
+fn list(text: &str) -> Vec<String> {
+    text.split_terminator('\0').map(ToOwned::to_owned).collect()
+}
+
+/// `NAME=VALUE` items.
+fn variables(text: &str) -> Vec<(String, String)> {
+    let items = text
+        .split_terminator('\0')
+        .filter_map(|item| item.split_once('='));
+    items
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// How init says a command ended.
+fn ending(status: WaitStatus) -> Result<String> {
+    Ok(match status {
+        WaitStatus::Signaled(_, signal, _) => format!("signal {}", signal as i32),
+        WaitStatus::Exited(_, status) => format!("exit {status}"),
+        other => bail!("the command ended with {other:?}"),
+    })
 }
 
 /// Waits for `child`, and for every orphan that ends before it.
@@ -375,4 +389,31 @@ fn enter(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     ));
     let missing = error.kind() == io::ErrorKind::NotFound;
     ExitCode::from(if missing { 127 } else { 126 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_keep_empty_items() {
+        assert_eq!(list("sh\0-c\0\0"), ["sh", "-c", ""]);
+        assert_eq!(list(""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_value_may_hold_the_equals_sign() {
+        assert_eq!(
+            variables("A=b=c\0D=\0"),
+            [("A".into(), "b=c".into()), ("D".into(), "".into())]
+        );
+    }
+
+    #[test]
+    fn a_signal_is_not_an_exit() {
+        let pid = Pid::from_raw(7);
+        assert_eq!(ending(WaitStatus::Exited(pid, 7)).unwrap(), "exit 7");
+        let killed = WaitStatus::Signaled(pid, nix::sys::signal::Signal::SIGKILL, false);
+        assert_eq!(ending(killed).unwrap(), "signal 9");
+    }
 }

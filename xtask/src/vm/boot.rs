@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::guest::{End, Guest, Report, StepReport};
+use super::guest::{End, Guest, Report, Step, StepReport};
 use super::kernel::Kernel;
 use super::qemu::Qemu;
 use super::shell;
@@ -69,7 +69,7 @@ pub(crate) fn boot(machine: Machine<'_>, guest: &Guest, display: &mut Display) -
     let total = power_on.elapsed();
     Ok(Report {
         steps,
-        boot: started.unwrap_or_default(),
+        boot: started,
         total,
         reboots,
         death,
@@ -79,8 +79,9 @@ pub(crate) fn boot(machine: Machine<'_>, guest: &Guest, display: &mut Display) -
 fn boot_once(machine: Machine<'_>, guest: &Guest, display: &mut Display) -> Result<Boot> {
     let power_on = Instant::now();
     let mut running = Running::start(machine, guest)?;
-    let mut split = Split::default();
-    let commands: Duration = guest.steps.iter().map(super::guest::Step::deadline).sum();
+    let names = guest.steps.iter().map(|step| step.name.clone());
+    let mut split = Split::new(names.collect());
+    let commands: Duration = guest.steps.iter().map(Step::deadline).sum();
     let mut started = None;
     let hung = loop {
         match running.output.recv_timeout(POLL) {

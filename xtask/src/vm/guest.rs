@@ -113,8 +113,8 @@ pub(crate) struct StepReport {
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     pub(crate) steps: Vec<StepReport>,
-    /// From the start of QEMU to init's first line.
-    pub(crate) boot: Duration,
+    /// From the start of QEMU to init's first line, if it came.
+    pub(crate) boot: Option<Duration>,
     /// From the start of the first QEMU to the end of the last.
     pub(crate) total: Duration,
     /// Guests that died before init's first line and were booted again.

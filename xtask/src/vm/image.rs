@@ -16,13 +16,13 @@ use anyhow::{Context as _, Result};
 
 use super::apt::Apt;
 use super::cpio::{Archive, MERGED};
-use super::guest::Guest;
+use super::guest::{Guest, TIMEOUT_FACTOR};
 use super::kernel::Kernel;
 use super::modules::{self, Modules};
 use super::{fetch, shell};
 
 /// Increase it when the base image gets other contents from the same inputs.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const ETC: [(&str, &str); 6] = [
     (
@@ -37,6 +37,21 @@ const ETC: [(&str, &str); 6] = [
         "etc/nsswitch.conf",
         "passwd: files\ngroup: files\nhosts: files\n",
     ),
+];
+
+/// Empty, or filled by init.
+const FOLDERS: [&str; 11] = [
+    "dev",
+    "etc",
+    "home",
+    "mnt",
+    "opt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "usr/local/bin",
+    "vm/root",
 ];
 
 type Writer = Archive<BufWriter<File>>;
@@ -65,7 +80,7 @@ pub(crate) fn base(home: &Path, kernel: &Kernel, busybox: &Path) -> Result<PathB
                 archive.symlink(Path::new(name), &Path::new("usr").join(name))?;
                 archive.directory(&Path::new("usr").join(name), 0o755)?;
             }
-            for name in ["dev", "etc", "proc", "root", "run", "sys", "vm/root"] {
+            for name in FOLDERS {
                 archive.directory(Path::new(name), 0o755)?;
             }
             archive.directory(Path::new("tmp"), 0o1777)?;
@@ -118,7 +133,7 @@ pub(crate) fn initramfs(path: &Path, cached: &[PathBuf], init: &Path, guest: &Gu
         io::copy(&mut archive, &mut out).with_context(|| space(path))?;
     }
     let mut archive = Archive::new(BufWriter::new(out));
-    let mut host = host::Host::default();
+    let mut host = host::Host::new(path.with_extension("strip"));
     host.put_as(&mut archive, init, Path::new("/init"))?;
     for file in &guest.files {
         host.put(&mut archive, file)?;
@@ -179,12 +194,15 @@ fn put_steps(archive: &mut Writer, guest: &Guest) -> io::Result<()> {
             .flat_map(|item| [item, "\0"])
             .collect::<String>()
     };
-    let environment = guest
-        .environment
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"));
+    let factor = (
+        "LXCFS_TEST_TIMEOUT_FACTOR".to_owned(),
+        TIMEOUT_FACTOR.to_string(),
+    );
+    let environment = [&factor].into_iter().chain(&guest.environment);
+    let environment = environment.map(|(name, value)| format!("{name}={value}"));
     archive.text("vm/environment", list(&environment.collect::<Vec<_>>()))?;
     for (index, step) in guest.steps.iter().enumerate() {
+        archive.directory(&step.directory, 0o755)?;
         let dir = PathBuf::from(format!("vm/steps/{index}"));
         archive.text(dir.join("argv"), list(&step.argv))?;
         archive.text(

@@ -15,6 +15,8 @@ const MARK_BYTES: usize = MARK.len() + 6;
 /// Splits the output port into the commands' outputs at init's marks.
 #[derive(Debug, Default)]
 pub(crate) struct Split {
+    /// Shown where a command starts, if there are more than one.
+    names: Vec<String>,
     outputs: BTreeMap<usize, Vec<u8>>,
     current: usize,
     /// The start of what may become a mark.
@@ -22,6 +24,13 @@ pub(crate) struct Split {
 }
 
 impl Split {
+    pub(crate) fn new(names: Vec<String>) -> Self {
+        Self {
+            names,
+            ..Self::default()
+        }
+    }
+
     /// Takes what came; `show` gets it without the marks.
     pub(crate) fn push(&mut self, bytes: &[u8], mut show: impl FnMut(&[u8])) {
         self.pending.extend_from_slice(bytes);
@@ -31,6 +40,10 @@ impl Split {
                 Mark::Step(number, length) => {
                     self.current = number;
                     self.pending.drain(..length);
+                    if self.names.len() > 1 {
+                        let name = self.names.get(number).map_or("?", String::as_str);
+                        show(format!("=== {name}\n").as_bytes());
+                    }
                 }
                 Mark::None => self.emit(1, &mut show),
                 Mark::Incomplete => return,
@@ -198,6 +211,17 @@ mod tests {
             );
             assert_eq!(shown, b"one\ntwo\x1e\x00\x1evm-stop", "in chunks of {size}");
         }
+    }
+
+    #[test]
+    fn the_names_of_many_are_shown_but_not_kept() {
+        let mut split = Split::new(vec!["a".to_owned(), "b".to_owned()]);
+        let mut shown = Vec::new();
+        split.push(b"\x1evm-step 1\x1etwo\n", |bytes| {
+            shown.extend_from_slice(bytes)
+        });
+        assert_eq!(shown, b"=== b\ntwo\n");
+        assert_eq!(split.take(1), b"two\n");
     }
 
     #[test]

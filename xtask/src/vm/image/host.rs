@@ -12,13 +12,25 @@ use anyhow::{Context as _, Result};
 use crate::vm::cpio::Archive;
 use crate::vm::shell;
 
+/// A program of this size or more is stripped of its debug information.
+const STRIP_BYTES: u64 = 4 << 20;
+
 /// Remembers what the archive has already: programs share their libraries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Host {
     done: BTreeSet<PathBuf>,
+    /// A file to write and read again.
+    scratch: PathBuf,
 }
 
 impl Host {
+    pub(super) const fn new(scratch: PathBuf) -> Self {
+        Self {
+            done: BTreeSet::new(),
+            scratch,
+        }
+    }
+
     /// A file or a folder at its own absolute path.
     pub(super) fn put(&mut self, archive: &mut Archive<impl Write>, path: &Path) -> Result<()> {
         let path = std::path::absolute(path).with_context(|| format!("find {}", path.display()))?;
@@ -38,13 +50,49 @@ impl Host {
         if !self.done.insert(name.to_owned()) {
             return Ok(());
         }
-        let dynamic = put_file(archive, file, name)?;
-        if dynamic {
+        if self.put_program(archive, file, name)? {
             for library in libraries(file)? {
                 self.put_as(archive, &library, &library)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes the file and says whether it is a program or a library. A large one goes without its
+    /// debug information: the guest has to keep it in memory.
+    fn put_program(
+        &self,
+        archive: &mut Archive<impl Write>,
+        file: &Path,
+        name: &Path,
+    ) -> Result<bool> {
+        let hint = || format!("read {} for the image", file.display());
+        let mut start = Vec::new();
+        let content = File::open(file).with_context(hint)?;
+        let about = content.metadata().with_context(hint)?;
+        content.take(4).read_to_end(&mut start).with_context(hint)?;
+        if start != *b"\x7fELF" {
+            put_file(archive, file, name)?;
+            return Ok(false);
+        }
+        if about.len() < STRIP_BYTES {
+            put_file(archive, file, name)?;
+            return Ok(true);
+        }
+        let mut strip = Command::new("strip");
+        strip
+            .arg("--strip-debug")
+            .arg(file)
+            .arg("-o")
+            .arg(&self.scratch);
+        shell::output(&mut strip).with_context(|| format!("strip {}", file.display()))?;
+        let content = fs::read(&self.scratch).with_context(hint)?;
+        fs::remove_file(&self.scratch).with_context(hint)?;
+        let mode = about.permissions().mode() & 0o7777;
+        archive
+            .file(name, mode, content.len() as u64, &mut content.as_slice())
+            .with_context(hint)?;
+        Ok(true)
     }
 }
 
@@ -71,23 +119,14 @@ pub(super) fn put_tree(archive: &mut Archive<impl Write>, tree: &Path, root: &Pa
     Ok(())
 }
 
-/// Writes the file and says whether it may have libraries.
-fn put_file(archive: &mut Archive<impl Write>, file: &Path, name: &Path) -> Result<bool> {
+fn put_file(archive: &mut Archive<impl Write>, file: &Path, name: &Path) -> Result<()> {
     let hint = || format!("read {} for the image", file.display());
     let mut content = File::open(file).with_context(hint)?;
     let about = content.metadata().with_context(hint)?;
-    let mut magic = Vec::new();
-    (&mut content)
-        .take(4)
-        .read_to_end(&mut magic)
-        .with_context(hint)?;
     let mode = about.permissions().mode() & 0o7777;
-    let dynamic = magic == *b"\x7fELF";
-    let mut content = magic.chain(content);
     archive
         .file(name, mode, about.len(), &mut content)
-        .with_context(hint)?;
-    Ok(dynamic)
+        .with_context(hint)
 }
 
 /// What the dynamic loader would map for `file`, the loader included.
@@ -164,7 +203,8 @@ mod tests {
     fn this_very_program_comes_with_its_loader() {
         let mut archive = Archive::new(Vec::new());
         let program = std::env::current_exe().unwrap();
-        let mut host = Host::default();
+        let mut host =
+            Host::new(std::env::temp_dir().join(format!("xtask-strip-{}", std::process::id())));
         host.put(&mut archive, &program).unwrap();
         assert!(host.done.contains(&program));
         let has = |part: &str| {
