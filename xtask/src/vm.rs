@@ -28,7 +28,7 @@ use anyhow::Result;
 pub(crate) use ground::{Options, run};
 pub(crate) use guest::{Guest, Report, Step};
 pub(crate) use kernel::Series;
-pub(crate) use suites::{Suite, run_suites};
+pub(crate) use suites::{KernelReport, Suite, run_suites};
 
 use kernel::Choice;
 
@@ -153,17 +153,21 @@ fn suites_main(
             timeout,
         })
         .collect();
-    let reports = run_suites(options, &suites, guest)?;
-    for report in &reports {
+    Ok(conclude(&run_suites(options, &suites, guest)?))
+}
+
+/// Tells why guests died, prints kernel x suite, and says whether all is well.
+pub(crate) fn conclude(reports: &[KernelReport]) -> ExitCode {
+    for report in reports {
         tell(&report.guest);
     }
-    print!("{}", table::table(&suites::rows(&reports)));
-    let passed = reports.iter().all(suites::KernelReport::passed);
-    Ok(if passed {
+    print!("{}", table::table(&suites::rows(reports)));
+    let passed = !reports.is_empty() && reports.iter().all(KernelReport::passed);
+    if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
 }
 
 /// Tells why a guest failed, and gives its status.

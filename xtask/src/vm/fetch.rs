@@ -100,3 +100,44 @@ pub(crate) fn lock(home: &Path) -> Result<File> {
         .with_context(|| format!("lock {}", path.display()))?;
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    fn home(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("xtask-fetch-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn what_is_not_cached_and_not_offered_is_named() {
+        let error = tree(&home("none"), "linux-6.1", false, || {
+            Err(anyhow!("no network"))
+        });
+        let text = format!("{:#}", error.unwrap_err());
+        assert_eq!(
+            text,
+            "could not fetch linux-6.1 and it is not cached: no network"
+        );
+    }
+
+    #[test]
+    fn a_cached_tree_is_used_without_asking_or_when_nobody_answers() {
+        let home = home("cached");
+        let dir = home.join("trees/qemu");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("SHA256SUMS"), "").unwrap();
+        let asked = std::cell::Cell::new(0);
+        let offer = || {
+            asked.set(asked.get() + 1);
+            Err(anyhow!("no network"))
+        };
+        assert_eq!(tree(&home, "qemu", false, offer).unwrap(), dir.join("tree"));
+        assert_eq!(asked.get(), 0);
+        assert_eq!(tree(&home, "qemu", true, offer).unwrap(), dir.join("tree"));
+        assert_eq!(asked.get(), 1);
+        fs::remove_dir_all(&home).unwrap();
+    }
+}

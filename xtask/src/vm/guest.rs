@@ -134,3 +134,41 @@ impl Report {
         failed.unwrap_or(u8::from(self.death.is_some()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(ends: &[End], death: Option<&str>) -> Report {
+        let steps = ends.iter().map(|end| StepReport {
+            name: "step".to_owned(),
+            end: *end,
+            output: Vec::new(),
+            took: Duration::ZERO,
+        });
+        Report {
+            steps: steps.collect(),
+            boot: None,
+            total: Duration::ZERO,
+            reboots: 0,
+            death: death.map(ToOwned::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_first_failure_gives_the_status() {
+        assert_eq!(
+            report(&[End::Exit(0), End::Exit(7), End::Signal(9)], None).status(),
+            7
+        );
+        assert_eq!(report(&[End::Signal(9)], None).status(), 137);
+        assert_eq!(report(&[End::TimedOut], None).status(), 124);
+        assert_eq!(report(&[End::Exit(0)], None).status(), 0);
+    }
+
+    #[test]
+    fn a_death_is_a_failure_even_after_every_command_ended_well() {
+        assert_eq!(report(&[End::Exit(0)], Some("died")).status(), 1);
+        assert_eq!(report(&[End::Unfinished], Some("died")).status(), 1);
+    }
+}

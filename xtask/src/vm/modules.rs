@@ -17,25 +17,29 @@ const AT_BOOT: [&str; 6] = [
     "loop",
 ];
 
-/// At hand for modprobe and for the kernel's own requests: filesystems, what container runtimes
-/// want of the network, block io control.
-const AT_HAND: [&str; 26] = [
+/// At hand for modprobe and for the kernel's own requests: filesystems, what zram compresses with,
+/// what container runtimes want of the network, block io control.
+const AT_HAND: [&str; 31] = [
     "8021q",
     "autofs4",
     "bfq",
     "binfmt_misc",
-    "bridge",
     "br_netfilter",
+    "bridge",
     "configfs",
     "cuse",
     "dummy",
     "ext4",
     "iptable_filter",
     "iptable_nat",
+    "lz4",
+    "lzo",
+    "lzo_rle",
     "macvlan",
     "nf_conntrack",
     "nf_nat",
     "nf_tables",
+    "nft_chain_nat",
     "nft_compat",
     "squashfs",
     "tun",
@@ -46,6 +50,7 @@ const AT_HAND: [&str; 26] = [
     "xt_MASQUERADE",
     "xt_addrtype",
     "xt_conntrack",
+    "zstd",
 ];
 
 /// A module, unpacked.

@@ -68,7 +68,10 @@ impl SuiteReport {
 
     /// As `12 passed 3.1s`, `11 passed 1 failed 3.1s`, `no result (signal 6) 200ms`.
     fn cell(&self) -> String {
-        let took = self.took;
+        let took = match self.took {
+            Duration::ZERO => String::new(),
+            took => format!(" {took:.1?}"),
+        };
         let Some(Counts {
             passed,
             failed,
@@ -76,7 +79,7 @@ impl SuiteReport {
             ..
         }) = self.counts
         else {
-            return format!("no result ({}) {took:.1?}", self.end);
+            return format!("no result ({}){took}", self.end);
         };
         let mut cell = format!("{passed} passed");
         for (count, what) in [(failed, "failed"), (ignored, "ignored")] {
@@ -87,7 +90,7 @@ impl SuiteReport {
         if failed == 0 && self.end != End::Exit(0) {
             cell += &format!(" ({})", self.end);
         }
-        cell + &format!(" {took:.1?}")
+        cell + &took
     }
 }
 

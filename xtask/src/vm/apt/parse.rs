@@ -87,6 +87,9 @@ pub(crate) fn configuration(dump: &str, dir: &Path) -> String {
          Dir::State::lists \"{dir}/lists\";\n\
          Dir::State::status \"{dir}/status\";\n\
          Dir::Cache \"{dir}/cache\";\n\
+         Dir::Cache::pkgcache \"\";\n\
+         Dir::Cache::srcpkgcache \"\";\n\
+         Acquire::GzipIndexes \"true\";\n\
          APT::Architecture \"amd64\";\n\
          APT::Sandbox::User \"root\";\n\
          Acquire::Languages \"none\";\n\
