@@ -4,6 +4,7 @@
 //! results into replies. What cannot be done has the errno that procfs or sysfs gives for it.
 
 mod adapter;
+mod attributes;
 mod handle;
 mod sysfs;
 mod tree;
@@ -15,9 +16,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenAccMode, OpenFlags};
-use rustix::fs::Stat;
 
 pub use self::adapter::panics;
+use self::attributes::{READ, Sizes, WRITE, Who};
 use self::handle::Handles;
 use self::sysfs::Sysfs;
 use self::tree::{Directory, Node};
@@ -29,9 +30,6 @@ use crate::source::host::Host;
 /// Names and permissions never change while mounted: the kernel need not ask again.
 const TTL: Duration = Duration::from_secs(3_600);
 
-/// The write permissions of a mode.
-const WRITE_BITS: u32 = 0o222;
-
 /// The filesystem of one mount.
 #[derive(Debug)]
 pub struct LxcFs {
@@ -39,6 +37,7 @@ pub struct LxcFs {
     host: Arc<Host>,
     sysfs: Sysfs,
     handles: Handles,
+    sizes: Sizes,
     mounted: SystemTime,
 }
 
@@ -60,7 +59,8 @@ impl LxcFs {
         let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
         let handles = Handles::new(epoch.as_secs() << 32);
-        Ok(Self { road, host, sysfs, handles, mounted })
+        let sizes = Sizes::measure(&host);
+        Ok(Self { road, host, sysfs, handles, sizes, mounted })
     }
 
     fn lookup(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
@@ -85,56 +85,6 @@ impl LxcFs {
     /// The file of ours that takes the place of `name` in a directory of the host's.
     fn file_in_sysfs(&self, directory: u64, name: &OsStr) -> Option<File> {
         (directory == self.sysfs.cpu() && name == "online").then_some(File::CpuOnline)
-    }
-
-    fn attributes(&self, node: Node) -> Result<FileAttr, Errno> {
-        let (kind, mode) = match node {
-            Node::Directory(directory) => (FileType::Directory, directory.mode()),
-            Node::File(file) => {
-                let mode = self.host.mode(file).ok_or(Errno::NOENT)?;
-                (FileType::RegularFile, permissions(mode))
-            }
-            Node::Sysfs(number) => return Ok(self.sysfs_attributes(&self.sysfs.stat(number)?)),
-        };
-        Ok(self.attributes_of(node, kind, mode))
-    }
-
-    fn attributes_of(&self, node: Node, kind: FileType, perm: u16) -> FileAttr {
-        FileAttr {
-            ino: node.number(),
-            // Like procfs: how much there is to read is known when it is read.
-            size: 0,
-            blocks: 0,
-            atime: self.mounted,
-            mtime: self.mounted,
-            ctime: self.mounted,
-            crtime: self.mounted,
-            kind,
-            perm,
-            nlink: if kind == FileType::Directory { 2 } else { 1 },
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4_096,
-            flags: 0,
-        }
-    }
-
-    /// The host's attributes, without leave to write: through us nothing of the host can be changed.
-    fn sysfs_attributes(&self, stat: &Stat) -> FileAttr {
-        let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-            rustix::fs::FileType::Directory => FileType::Directory,
-            rustix::fs::FileType::Symlink => FileType::Symlink,
-            _ => FileType::RegularFile,
-        };
-        let read_only =
-            if kind == FileType::RegularFile { stat.st_mode & !WRITE_BITS } else { stat.st_mode };
-        FileAttr {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            ..self.attributes_of(Node::Sysfs(stat.st_ino), kind, permissions(read_only))
-        }
     }
 
     fn names(&self, directory: INodeNo) -> Result<Vec<Name>, Errno> {
@@ -177,9 +127,15 @@ impl LxcFs {
         }
     }
 
-    /// Permissions were checked by the kernel (`default_permissions`); what is left is what sysfs checks itself.
-    fn open(&self, node: INodeNo, flags: OpenFlags) -> Result<FileHandle, Errno> {
+    /// Checks permissions, and what sysfs checks beyond them: root may open a file of procfs for writing, of sysfs not.
+    fn open(&self, node: INodeNo, flags: OpenFlags, who: Who) -> Result<FileHandle, Errno> {
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let wanted = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => READ,
+            OpenAccMode::O_WRONLY => WRITE,
+            OpenAccMode::O_RDWR => READ | WRITE,
+        };
+        self.check(node, who, wanted)?;
         match Node::from_number(node).ok_or(Errno::NOENT)? {
             Node::Directory(_) => Err(Errno::ISDIR),
             Node::Sysfs(_) | Node::File(File::CpuOnline) if writes => Err(Errno::ACCESS),
@@ -225,11 +181,6 @@ impl LxcFs {
             _ => sysfs_says,
         }
     }
-}
-
-/// The permission bits of a mode.
-fn permissions(mode: u32) -> u16 {
-    u16::try_from(mode & 0o777).unwrap_or(0)
 }
 
 const fn kind_of(kind: rustix::fs::FileType) -> FileType {

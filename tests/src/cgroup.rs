@@ -45,7 +45,18 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Makes one below this one. It goes when this one goes.
+    /// Makes one below this one in which processes can be but no limits set. It goes when this one goes.
+    ///
+    /// # Errors
+    /// It exists already, or this one is gone.
+    pub fn leaf(&self, name: &str) -> Result<Self> {
+        let name = format!("{}/{name}", self.name);
+        let leaf = Self { hierarchies: self.hierarchies.clone(), name, is_child: true };
+        leaf.make()?;
+        Ok(leaf)
+    }
+
+    /// Makes one below this one in which limits can be set; on v2 no process can then be in this one itself.
     ///
     /// # Errors
     /// It exists already, or this one is gone.
@@ -53,10 +64,7 @@ impl Cgroup {
         for directory in self.directories().filter(|(_, controllers)| controllers.is_empty()) {
             enable_controllers(&directory.0);
         }
-        let name = format!("{}/{name}", self.name);
-        let child = Self { hierarchies: self.hierarchies.clone(), name, is_child: true };
-        child.make()?;
-        Ok(child)
+        self.leaf(name)
     }
 
     fn make(&self) -> Result<()> {

@@ -49,14 +49,12 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
         [("supervisor", false), ("init.scope", false), ("init.scope", true), ("init", true)]
     {
         let cgroup = limited("leaf")?;
-        let below = cgroup.child(leaf)?;
-        let procs: Vec<_> =
-            below.procs_files().iter().map(|file| file.display().to_string()).collect();
+        let below = cgroup.leaf(leaf)?;
         let container = Container::new(&cgroup);
         let container = if shared { container.sharing_cgroup_namespace() } else { container };
         let script = format!(
             "x=$(head -c 20000000 /dev/zero | tr '\\0' x); for f in {}; do echo $$ > $f; done; cat {meminfo}",
-            procs.join(" ")
+            words(&below.procs_files())
         );
         let text = container.sh(&script)?;
         ensure!(total_kib(&text)? == LIMIT_KIB, "{leaf}: {text}");
@@ -70,25 +68,35 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
 #[test]
 fn a_nested_container_sees_its_own() -> Result<()> {
     let daemon = Daemon::start()?;
-    let outer = limited("nested")?;
-    let inner = outer.child("inner")?;
-    inner.limit_memory(LIMIT_KIB << 9)?;
     let meminfo = daemon.path("proc/meminfo").display().to_string();
-    for inner_container in
-        [Container::new(&inner), Container::new(&inner).sharing_cgroup_namespace()]
-    {
-        let nested = inner_container.command(&["/bin/cat", &meminfo]);
-        let words: Vec<_> = std::iter::once(nested.get_program())
-            .chain(nested.get_args())
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        let script = format!("cat {meminfo} | head -1; {}", words.join(" "));
-        let text = Container::new(&outer).sh(&script)?;
-        ensure!(total_kib(&text)? == LIMIT_KIB, "{text}");
-        let own = text.split_once('\n').context("one line")?.1;
-        ensure!(total_kib(own)? == LIMIT_KIB / 2, "{text}");
+    for shares_cgroup_namespace in [false, true] {
+        let outer = limited("nested")?;
+        let leaf = outer.leaf("init")?;
+        // The outer init makes room for the inner cgroup, as v2 demands, and then starts the inner container.
+        let script = format!(
+            "for f in {}; do echo $$ > $f; done; head -1 {meminfo}; read inner; $inner",
+            words(&leaf.procs_files())
+        );
+        let mut running = Container::new(&outer).spawn(&["/bin/sh", "-c", &script])?;
+        ensure!(total_kib(&running.line()?)? == LIMIT_KIB);
+        let inner = outer.child("inner")?;
+        inner.limit_memory(LIMIT_KIB << 9)?;
+        let nested = Container::new(&inner);
+        let nested =
+            if shares_cgroup_namespace { nested.sharing_cgroup_namespace() } else { nested };
+        let command = nested.command(&["/usr/bin/head", "-1", &meminfo]);
+        let line: Vec<_> =
+            std::iter::once(command.get_program()).chain(command.get_args()).collect();
+        let stdin = running.child.stdin.as_mut().context("stdin is piped")?;
+        writeln!(stdin, "{}", words(&line))?;
+        ensure!(total_kib(&running.line()?)? == LIMIT_KIB / 2, "shared: {shares_cgroup_namespace}");
     }
     Ok(())
+}
+
+fn words<T: AsRef<std::ffi::OsStr>>(list: &[T]) -> String {
+    let words: Vec<_> = list.iter().map(|word| word.as_ref().to_string_lossy()).collect();
+    words.join(" ")
 }
 
 #[test]
@@ -181,6 +189,27 @@ fn a_container_that_moves_takes_its_new_limits() -> Result<()> {
     second.add(running.init())?;
     running.child.stdin.as_mut().context("stdin is piped")?.write_all(b"\n")?;
     ensure!(total_kib(&running.line()?)? == LIMIT_KIB / 2);
+    Ok(())
+}
+
+/// A thread has no pid 1 among its own ids, and its process's parent is outside.
+#[test]
+fn searching_finds_the_init_of_a_thread() -> Result<()> {
+    let cgroup = limited("search-thread")?;
+    let script = "import threading, sys; threading.Thread(target=sys.stdin.read).start(); print('up', flush=True)";
+    let mut running = Container::new(&cgroup).spawn(&["/usr/bin/env", "python3", "-c", script])?;
+    ensure!(running.line()? == "up");
+    let init = running.init();
+    let threads = std::fs::read_dir(format!("/proc/{init}/task"))?;
+    for thread in threads {
+        let tid = thread?.file_name().to_string_lossy().parse()?;
+        for lookup in [InitLookup::Ask, InitLookup::Search] {
+            let rooms = Rooms::open(Policy::default(), lookup)?;
+            let found =
+                init_of(&rooms, tid).with_context(|| format!("{lookup:?} of thread {tid}"))?;
+            ensure!(found == init, "{lookup:?} of thread {tid}");
+        }
+    }
     Ok(())
 }
 

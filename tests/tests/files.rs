@@ -140,13 +140,11 @@ fn limits_come_from_above_and_use_from_the_whole_container() -> Result<()> {
     outer.limit_memory(128 << 20)?;
     let container = outer.child("container")?;
     container.limit_memory(LIMIT_BYTES)?;
-    let leaf = container.child("leaf")?;
+    let leaf = container.leaf("leaf")?;
     let meminfo = daemon.path("proc/meminfo");
     // The init allocates in the container's cgroup and then reads from a leaf it has moved itself to.
     let script = format!(
-        "head -c 40000000 /dev/zero | tail > /tmp/ignored & \
-         x=$(head -c 30000000 /dev/zero | tr '\\0' x); \
-         for f in {}; do echo $$ > $f; done; cat {}; wait",
+        "x=$(head -c 30000000 /dev/zero | tr '\\0' x); for f in {}; do echo $$ > $f; done; cat {}",
         leaf.procs_files().iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" "),
         meminfo.display()
     );

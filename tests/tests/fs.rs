@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lxcfs::model::file::File as Served;
@@ -90,7 +91,7 @@ fn libc_errno(name: &str) -> i32 {
     }
 }
 
-/// Names, kinds and modes are the host's, and sizes are procfs's 0.
+/// Names, kinds and modes are the host's; sizes are those of a notional file: whole, and no more than a block.
 #[test]
 fn the_tree_looks_like_the_hosts() -> Result<()> {
     let daemon = Daemon::start()?;
@@ -98,7 +99,9 @@ fn the_tree_looks_like_the_hosts() -> Result<()> {
         let ours = fs::metadata(daemon.path(file.path()))?;
         let host = fs::metadata(Path::new("/").join(file.path()))?;
         ensure!(ours.mode() == host.mode(), "{file:?} has mode {:o}", ours.mode());
-        ensure!(ours.len() == 0 && ours.uid() == 0 && ours.is_file(), "{file:?}");
+        ensure!(ours.uid() == 0 && ours.is_file(), "{file:?}");
+        let page = fs::read(daemon.path(file.path()))?.len() as u64;
+        ensure!(ours.len() >= page && ours.len() <= ours.blksize(), "{file:?}: {}", ours.len());
     }
     let mut directories = vec![PathBuf::from("sys/devices/system/cpu")];
     let mut compared = 0;
@@ -184,6 +187,56 @@ fn modes_decide_who_may_open() -> Result<()> {
         nix::fcntl::AtFlags::empty(),
     );
     ensure!(access.is_err(), "nothing is executable");
+    Ok(())
+}
+
+/// Programs read in many ways: by size, to the end, from the end, by sendfile(2). All of them must get the page.
+#[test]
+fn every_way_of_reading_gets_the_page() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = Cgroup::new("ways")?;
+    cgroup.limit_memory(128 << 20)?;
+    let meminfo = daemon.path("proc/meminfo").display().to_string();
+    let cpuinfo = daemon.path("proc/cpuinfo").display().to_string();
+    let copy = daemon.directory().join("copy").display().to_string();
+    let script = format!(
+        "set -e; cat {cpuinfo} > {copy}.want; \
+         busybox cat {cpuinfo} | cmp - {copy}.want; \
+         cp {cpuinfo} {copy} && cmp {copy} {copy}.want; \
+         dd if={cpuinfo} status=none | cmp - {copy}.want; \
+         head -c 100000 {cpuinfo} | cmp - {copy}.want; \
+         grep -c . {cpuinfo} > /dev/null; \
+         test $(wc -c < {cpuinfo}) = $(wc -c < {copy}.want); \
+         test $(wc -c {cpuinfo} | cut -d' ' -f1) = $(wc -c < {copy}.want); \
+         tail -n 3 {cpuinfo} > {copy} && tail -n 3 {copy}.want | cmp - {copy}; \
+         tac {cpuinfo} | tac | cmp - {copy}.want; \
+         awk '/MemTotal/ {{ print $2 }}' {meminfo}; busybox head -n 1 {meminfo}"
+    );
+    let text = Container::new(&cgroup).sh(&script)?;
+    ensure!(text.starts_with("131072\nMemTotal:         131072 kB\n"), "{text}");
+    let mut file = File::open(&meminfo)?;
+    let end = file.seek(SeekFrom::End(0)).err().and_then(|error| error.raw_os_error());
+    ensure!(end == Some(nix::errno::Errno::EINVAL as i32), "as in procfs: {end:?}");
+    Ok(())
+}
+
+/// What sendfile(2) and a mapping would read comes from a cache that all containers share: never through us.
+#[test]
+fn the_shared_page_cache_is_never_filled() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let file = File::open(daemon.path("proc/meminfo"))?;
+    let (_reader, writer) = nix::unistd::pipe()?;
+    // Before 6.5 it reads as read(2) does, since then it would fill the cache, and is refused.
+    match nix::sys::sendfile::sendfile(&writer, &file, None, 4_096) {
+        Ok(sent) => ensure!(sent > 0, "sendfile found an empty file"),
+        Err(errno) => ensure!(errno == nix::errno::Errno::EINVAL, "{errno}"),
+    }
+    let cached = Command::new("python3")
+        .arg("-c")
+        .arg("import mmap, sys; f = open(sys.argv[1]); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)")
+        .arg(daemon.path("proc/meminfo"))
+        .output()?;
+    ensure!(!cached.status.success(), "a mapping was made");
     Ok(())
 }
 

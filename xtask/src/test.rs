@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
+    ("busybox", "busybox"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
     ("lscpu", "util-linux"),

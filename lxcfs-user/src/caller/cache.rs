@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -36,12 +37,18 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 pub(super) struct Cache {
     entries: RwLock<HashMap<Namespaces, Arc<Entry>>>,
     most: usize,
+    /// How many entries make the next insertion sweep: twice what the last one left, so that the dead are never more
+    /// than the living and a few, whatever the rate they come at.
+    sweep_at: AtomicUsize,
 }
+
+/// So few entries are not worth a sweep.
+const FEW: usize = 256;
 
 impl Cache {
     /// A cache of at most `most` containers.
     pub(super) fn new(most: usize) -> Self {
-        Self { entries: RwLock::default(), most: most.max(1) }
+        Self { entries: RwLock::default(), most: most.max(1), sweep_at: AtomicUsize::new(FEW) }
     }
 
     pub(super) fn get(&self, key: &Namespaces) -> Option<Arc<Entry>> {
@@ -49,9 +56,9 @@ impl Cache {
     }
 
     pub(super) fn insert(&self, key: Namespaces, entry: Arc<Entry>) {
-        let full = self.len() >= self.most;
-        if full {
+        if self.len() >= self.sweep_at.load(Ordering::Relaxed).min(self.most) {
             self.sweep();
+            self.sweep_at.store((2 * self.len()).max(FEW), Ordering::Relaxed);
         }
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         // All alive and still full: any one goes, and costs a lookup when it is next asked for.

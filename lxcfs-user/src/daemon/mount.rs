@@ -61,10 +61,9 @@ impl Mount {
                 Error::io("open", DEVICE, errno)
                     .hint("the kernel needs FUSE (modprobe fuse), a container needs the device")
             })?;
-        let data = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-            device.as_raw_fd()
-        );
+        // Not default_permissions: permissions are checked in `fs`, which says why.
+        let data =
+            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let data = CString::new(data).unwrap_or_default();
         rustix::mount::mount("lxcfs", &point, FILESYSTEM, flags, data.as_c_str()).map_err(
             |errno| {

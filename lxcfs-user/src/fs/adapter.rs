@@ -15,7 +15,9 @@ use fuser::{
     WriteFlags,
 };
 
+use super::attributes::{READ, WRITE, Who, attributes_ttl};
 use super::handle::slice;
+use super::tree::Node;
 use super::{LxcFs, TTL};
 use crate::error::Errno;
 
@@ -40,6 +42,19 @@ fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
 }
 
+fn who(request: &Request) -> Who {
+    Who { uid: request.uid(), gid: request.gid() }
+}
+
+impl LxcFs {
+    fn reply_attributes(&self, node: INodeNo, reply: ReplyAttr) {
+        match guarded(|| self.attributes(Node::from_number(node).ok_or(Errno::NOENT)?)) {
+            Ok(attributes) => reply.attr(&attributes_ttl(&attributes), &attributes),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+}
+
 /// Pages are small; a larger buffer would only make the kernel pin more of the reader's pages.
 const LARGEST_READ: u32 = 16 << 10;
 
@@ -53,17 +68,20 @@ impl Filesystem for LxcFs {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match guarded(|| Self::lookup(self, parent, name)) {
-            Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
+            Ok(attributes) => {
+                let ttl = attributes_ttl(&attributes);
+                reply.entry_with_ttls(&ttl, &TTL, &attributes, Generation(0));
+            }
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let node = super::Node::from_number(node).ok_or(Errno::NOENT);
-        match guarded(|| self.attributes(node?)) {
-            Ok(attributes) => reply.attr(&TTL, &attributes),
-            Err(error) => reply.error(errno(error)),
+    fn getattr(&self, _: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        // Asked with a handle it is not for stat(2) but for lseek(2) to the end, which procfs refuses.
+        if handle.is_some() {
+            return reply.error(fuser::Errno::EINVAL);
         }
+        self.reply_attributes(node, reply);
     }
 
     /// Truncation and new times are accepted and mean nothing, as in procfs; owner and mode are not ours to change.
@@ -74,7 +92,7 @@ impl Filesystem for LxcFs {
         mode: Option<u32>,
         uid: Option<u32>,
         gid: Option<u32>,
-        _: Option<u64>,
+        size: Option<u64>,
         _: Option<TimeOrNow>,
         _: Option<TimeOrNow>,
         _: Option<SystemTime>,
@@ -85,10 +103,20 @@ impl Filesystem for LxcFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if mode.is_some() || uid.is_some() || gid.is_some() {
-            return reply.error(fuser::Errno::EPERM);
+        let checked = guarded(|| {
+            if mode.is_some() || uid.is_some() || gid.is_some() {
+                Err(Errno::PERM)
+            } else if size.is_some() && handle.is_some() {
+                // ftruncate(2): the file was opened for writing.
+                Ok(())
+            } else {
+                self.check(node, who(request), WRITE)
+            }
+        });
+        match checked {
+            Ok(()) => self.reply_attributes(node, reply),
+            Err(error) => reply.error(errno(error)),
         }
-        self.getattr(request, node, handle, reply);
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -98,8 +126,8 @@ impl Filesystem for LxcFs {
         }
     }
 
-    fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match guarded(|| Self::open(self, node, flags)) {
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match guarded(|| Self::open(self, node, flags, who(request))) {
             Ok(handle) => {
                 let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
                 reply.opened(handle, direct);
@@ -116,9 +144,13 @@ impl Filesystem for LxcFs {
         offset: u64,
         size: u32,
         _: OpenFlags,
-        _: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // A read without an owner is the page cache's, for sendfile(2) or a mapping. Every container would share it.
+        if owner.is_none() {
+            return reply.error(fuser::Errno::EINVAL);
+        }
         match guarded(|| Self::read(self, node, handle, offset, request.pid())) {
             Ok(page) => reply.data(slice(&page, offset, size)),
             Err(error) => {
@@ -191,9 +223,18 @@ impl Filesystem for LxcFs {
         reply.statfs(0, 0, 0, 0, 0, 4_096, 255, 4_096);
     }
 
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        // Not asked with default_permissions: the kernel answers from the attributes.
-        reply.ok();
+    fn access(&self, request: &Request, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let wanted = |flag, bit| if mask.contains(flag) { bit } else { 0 };
+        let checked = guarded(|| {
+            let bits = wanted(AccessFlags::R_OK, READ) | wanted(AccessFlags::W_OK, WRITE);
+            self.check(node, who(request), bits)?;
+            // No file of ours can be run, not even by root; directories can be passed through by anybody.
+            if mask.contains(AccessFlags::X_OK) { self.check_passage(node) } else { Ok(()) }
+        });
+        match checked {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
