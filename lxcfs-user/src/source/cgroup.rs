@@ -71,7 +71,7 @@ impl CgroupFiles {
     #[must_use]
     pub fn supplies(&self) -> Vec<Supply> {
         const GROUPS: [(&str, &str, &str); 6] = [
-            ("cpu", "cpuacct", "cpuacct.usage_all"),
+            ("cpu", "cpuacct", "cpuacct.usage_percpu"),
             ("cpuset", "cpuset", "cpuset.effective_cpus"),
             ("bandwidth", "cpu", "cpu.cfs_quota_us"),
             ("memory", "memory", "memory.stat"),
