@@ -105,6 +105,9 @@ fn kib(meminfo: &str, name: &str) -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+/// A line of the table: what it is about, and what a side says to it.
+type Row<'a> = (&'a str, &'a dyn Fn(&View) -> String);
+
 /// Both sides.
 #[derive(Debug)]
 pub(crate) struct Views {
@@ -128,7 +131,7 @@ impl Views {
             let average = view.pressure.split_whitespace().nth(1).unwrap_or("-");
             average.replace("avg10=", "some, 10 s: ")
         };
-        let rows: [(&str, &dyn Fn(&View) -> String); 9] = [
+        let rows: [Row<'_>; 9] = [
             ("CPUs", &|view| view.cpus.to_string()),
             ("CPU busy", &|view| format!("{} %", view.busy_percent)),
             ("memory", &|view| mib(view.mem_total_kib)),
