@@ -9,8 +9,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 11] = [
     ("busybox", "busybox"),
+    ("nproc", "coreutils"),
+    ("getconf", "libc-bin"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
     ("lscpu", "util-linux"),
@@ -20,6 +22,9 @@ const TOOLS: [(&str, &str); 9] = [
     ("strace", "strace"),
     ("python3", "python3"),
 ];
+
+/// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
+const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
 
 /// Our programs that the root tests start.
 const PROGRAMS: [&str; 3] = ["lxcfs", "contain", "hammer"];
@@ -168,7 +173,8 @@ fn test_in_guests() -> Result<ExitCode> {
             timeout: SUITE_TIMEOUT,
         })
         .collect();
-    let mut packages: Vec<_> = TOOLS.iter().map(|(_, package)| (*package).to_owned()).collect();
+    let packages = TOOLS.iter().map(|(_, package)| *package).chain(GUEST_PACKAGES);
+    let mut packages: Vec<_> = packages.map(ToOwned::to_owned).collect();
     packages.dedup();
     let programs = PROGRAMS.iter().map(|name| lxcfs_tests::program(name));
     let guest = vm::Guest {

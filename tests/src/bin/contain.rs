@@ -108,6 +108,7 @@ fn make(arguments: &Arguments, go: &OwnedFd) -> Result<ExitCode> {
 }
 
 /// Enters a new user namespace as its root. A process that stays outside has to write the map.
+#[allow(clippy::exit, reason = "the forked writer of the map ends here and returns to nobody")]
 fn enter_user_namespace() -> Result<()> {
     let (reader, writer) = nix::unistd::pipe()?;
     let us = getpid();
