@@ -53,7 +53,7 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
         let container = Container::new(&cgroup);
         let container = if shared { container.sharing_cgroup_namespace() } else { container };
         let script = format!(
-            "x=$(yes | head -c 20000000); for f in {}; do echo $$ > $f; done; cat {meminfo}",
+            "x=$(yes | head -c 20000000); for f in {}; do echo $$ > $f; done; cat {meminfo}; :",
             words(&below.procs_files())
         );
         let text = container.sh(&script)?;

@@ -36,8 +36,12 @@ fn every_file_of_a_container_parses() -> Result<()> {
         let bytes = text.as_bytes();
         match file {
             File::Cpuinfo => ensure!(procfs::CpuInfo::from_read(bytes)?.num_cores() == 1, "{text}"),
-            File::Diskstats => drop(procfs::DiskStats::from_read(bytes)?),
-            File::Loadavg => drop(procfs::LoadAverage::from_read(bytes)?),
+            File::Diskstats => {
+                procfs::DiskStats::from_read(bytes)?;
+            }
+            File::Loadavg => {
+                procfs::LoadAverage::from_read(bytes)?;
+            }
             File::Meminfo => {
                 let meminfo = procfs::Meminfo::from_read(bytes)?;
                 ensure!(meminfo.mem_total == LIMIT_BYTES, "{text}");
@@ -144,7 +148,7 @@ fn limits_come_from_above_and_use_from_the_whole_container() -> Result<()> {
     let meminfo = daemon.path("proc/meminfo");
     // The init allocates in the container's cgroup and then reads from a leaf it has moved itself to.
     let script = format!(
-        "x=$(yes | head -c 30000000); for f in {}; do echo $$ > $f; done; cat {}",
+        "x=$(yes | head -c 30000000); for f in {}; do echo $$ > $f; done; cat {}; :",
         leaf.procs_files().iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" "),
         meminfo.display()
     );
