@@ -26,6 +26,10 @@ const TOOLS: [(&str, &str); 11] = [
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
 
+/// An emulated CPU is ten times slower: storms are as many times smaller.
+const GUEST_ENVIRONMENT: [(&str, &str); 3] =
+    [("RUST_BACKTRACE", "0"), ("LXCFS_TEST_READS", "300"), ("LXCFS_TEST_CONTAINERS", "80")];
+
 /// Our programs that the root tests start.
 const PROGRAMS: [&str; 3] = ["lxcfs", "contain", "hammer"];
 
@@ -180,7 +184,7 @@ fn test_in_guests() -> Result<ExitCode> {
     let guest = vm::Guest {
         files: programs.collect(),
         packages,
-        environment: vec![("RUST_BACKTRACE".to_owned(), "0".to_owned())],
+        environment: GUEST_ENVIRONMENT.map(|(name, value)| (name.into(), value.into())).to_vec(),
         ..vm::Guest::default()
     };
     let options = vm::Options { kernels: vm::KNOWN.to_vec(), jobs: 2, refresh: false };
