@@ -278,6 +278,33 @@ fn the_dead_are_forgotten() -> Result<()> {
     Ok(())
 }
 
+/// The kernel gives numbers of namespaces out again. A container that gets those of a dead one is still a new one.
+#[test]
+fn a_reused_number_is_a_new_container() -> Result<()> {
+    let rooms = Rooms::open(Policy::default(), InitLookup::Ask)?;
+    let (small, large) = (limited("small")?, Cgroup::new("large")?);
+    large.limit_memory(LIMIT_KIB << 11)?;
+    let mut numbers = std::collections::HashSet::new();
+    let mut reused = 0;
+    for round in 0..8 {
+        let (cgroup, want) =
+            if round % 2 == 0 { (&small, LIMIT_KIB) } else { (&large, LIMIT_KIB * 2) };
+        let running = waiting(&Container::new(cgroup))?;
+        let init = running.init();
+        let page = rooms.road.page(lxcfs::model::file::File::Meminfo, init)?;
+        ensure!(total_kib(std::str::from_utf8(&page)?)? == want, "round {round}");
+        reused += u32::from(!numbers.insert(std::fs::read_link(format!("/proc/{init}/ns/pid"))?));
+        drop(running);
+        // While a container is remembered, its numbers are not given out: forget it first.
+        lxcfs_tests::wait_for("the container to be forgotten", || {
+            rooms.road.callers().sweep();
+            rooms.road.callers().containers().is_empty()
+        });
+    }
+    ensure!(reused > 0, "the kernel gave no number out again: nothing was tried");
+    Ok(())
+}
+
 /// Without a cgroup of its own there is nothing to tell a container by: the host's values, and status says so.
 #[test]
 fn host_values_are_never_served_in_silence() -> Result<()> {
