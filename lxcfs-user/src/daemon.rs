@@ -96,7 +96,7 @@ pub fn serve(arguments: &Serve) -> Result<()> {
         .and_then(|session| run_session(move || session.run()))
         .map_err(|error| Error::std("serve", mount.point(), &error))
         .inspect_err(|_| drop(mount.unmount()))?;
-    sampler::start(Arc::clone(&rooms.callers), Arc::clone(&rooms.files), Arc::clone(&rooms.host))?;
+    sampler::start(Arc::clone(&rooms.callers), Arc::clone(&rooms.files))?;
 
     let status =
         Status { mount_point: mount.point().to_owned(), policy, supplies: rooms.files.supplies() };
