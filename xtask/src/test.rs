@@ -1,10 +1,13 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
+use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::vm;
 
@@ -87,6 +90,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     if wanted(Part::Run) {
         run_once()?;
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            run_until(signal)?;
+            nothing_left()?;
+        }
     }
     let guests = if wanted(Part::Guests) { test_in_guests()? } else { ExitCode::SUCCESS };
     nothing_left()?;
@@ -163,6 +170,28 @@ fn run_once() -> Result<()> {
     let point = std::env::temp_dir().join(format!("lxcfs-test-run-{}", std::process::id()));
     let point = point.to_str().context("the temporary directory has an odd name")?.to_owned();
     crate::cargo(&["xtask", "run", "--once", "--mount", &point])
+}
+
+/// `cargo xtask run`, which serves until the signal and then takes everything away.
+fn run_until(signal: Signal) -> Result<()> {
+    let point = std::env::temp_dir().join(format!("lxcfs-test-run-{}", std::process::id()));
+    println!("> cargo xtask run, ended by {signal}");
+    let mut run = Command::new(std::env::current_exe()?)
+        .args(["run", "--mount"])
+        .arg(&point)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start xtask run")?;
+    let stdout = run.stdout.take().context("stdout is piped")?;
+    let mut lines = std::io::BufReader::new(stdout).lines();
+    let serves = lines.by_ref().any(|line| line.is_ok_and(|line| line.starts_with("Serving")));
+    kill(Pid::from_raw(run.id().try_into()?), signal).context("signal xtask run")?;
+    // It goes on printing, and would be ended by a closed pipe.
+    let rest = lines.count();
+    let status = run.wait().context("wait for xtask run")?;
+    ensure!(serves && status.success(), "xtask run: {status}, {rest} lines after the signal");
+    ensure!(!point.exists(), "{} was left", point.display());
+    Ok(())
 }
 
 fn test_in_guests() -> Result<ExitCode> {
