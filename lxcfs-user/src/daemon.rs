@@ -96,6 +96,7 @@ pub fn serve(arguments: &Serve) -> Result<()> {
         .and_then(|session| run_session(move || session.run()))
         .map_err(|error| Error::std("serve", mount.point(), &error))
         .inspect_err(|_| drop(mount.unmount()))?;
+    forget_ended(Arc::clone(&rooms.callers))?;
     sampler::start(Arc::clone(&rooms.callers), Arc::clone(&rooms.files))?;
 
     let status =
@@ -140,6 +141,17 @@ fn run_session(
         let _ = sender.send(run());
     })?;
     Ok(ended)
+}
+
+/// Starts the thread that waits for containers to end.
+fn forget_ended(callers: Arc<Callers>) -> Result<()> {
+    let wait = move || {
+        loop {
+            callers.wait_and_forget();
+        }
+    };
+    let thread = std::thread::Builder::new().name("endings".to_owned()).spawn(wait);
+    thread.map(|_| ()).map_err(|error| Error::std("start", "thread endings", &error))
 }
 
 /// Somebody else may have been faster.

@@ -33,10 +33,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
     let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
     let rows = spread(&cpu, &cpus, view.policy.cpu_view)
         .into_iter()
-        .map(|(shown, times)| {
-            let idle_ns = up_ns.saturating_sub(times.used_ns());
-            (shown, history.advance(shown, CpuTimes { idle_ns, ..times }))
-        })
+        .map(|(shown, times)| (shown, history.advance(shown, up_ns, times)))
         .collect();
     drop(history);
     Ok(Stat {
