@@ -1,1 +1,92 @@
-fn main() {}
+//! `lxcfs`: parse the command line, dispatch, and say in one line what went wrong.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use lxcfs::caller::InitLookup;
+use lxcfs::cli::{Cli, Command, View};
+use lxcfs::daemon::{self, Rooms, control};
+use lxcfs::error::{Errno, Error, Result};
+use lxcfs::files::Policy;
+use lxcfs::model::file::File;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default = if cli.serve.debug { "debug" } else { "info,fuser=error" };
+    let filter = EnvFilter::try_from_env("LXCFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed; there is nobody left to tell then.
+            let _ = writeln!(std::io::stderr(), "lxcfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    match &cli.command {
+        None if cli.serve.mountpoint.is_none() => Cli::command()
+            .error(clap::error::ErrorKind::MissingRequiredArgument, "MOUNTPOINT is missing")
+            .exit(),
+        None => daemon::serve(&cli.serve),
+        Some(Command::Status { mountpoint, json, runtime_dir }) => {
+            status(&control::socket_path(runtime_dir, mountpoint), *json)
+        }
+        Some(Command::Cat { pid, file, mount, runtime_dir, cpu_view }) => {
+            let socket = control::socket_path(runtime_dir, mount);
+            print(&page(&socket, *pid, *file, *cpu_view)?)
+        }
+        Some(Command::Completion { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "lxcfs", &mut script);
+            print(&script)
+        }
+        Some(Command::Man) => {
+            let mut manual = Vec::new();
+            // Writing to a Vec cannot fail.
+            let _ = clap_mangen::Man::new(Cli::command()).render(&mut manual);
+            print(&manual)
+        }
+    }
+}
+
+fn status(socket: &Path, json: bool) -> Result<()> {
+    let request = if json { "status" } else { "status text" };
+    match control::ask(socket, request)? {
+        Some(report) => print(&report),
+        None => Err(Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
+            .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")),
+    }
+}
+
+/// The page from the daemon, or without one, made here.
+fn page(socket: &Path, pid: u32, file: File, view: View) -> Result<Vec<u8>> {
+    match control::ask(socket, &format!("cat {pid} {}", file.path()))? {
+        Some(page) => Ok(page),
+        None => {
+            let policy = Policy { cpu_view: view.into(), ..Policy::default() };
+            let rooms = Rooms::open(policy, InitLookup::Ask)?;
+            Ok(rooms.road.page(file, pid)?.to_vec())
+        }
+    }
+}
+
+fn print(bytes: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::std("write", "standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}

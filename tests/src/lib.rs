@@ -1,1 +1,42 @@
-//! Fixtures of the root integration tests.
+//! Fixtures of the root integration tests: cgroups, containers and mounts that clean up after themselves.
+//!
+//! `cargo xtask run` builds its demonstration from the same pieces.
+
+pub mod cgroup;
+pub mod container;
+pub mod mount;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The directory cargo puts our programs in: beside the test binary's `deps`, or beside the program itself.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("/proc/self/exe can be read");
+    let directory = exe.parent().expect("a program lies in a directory");
+    let directory = if directory.ends_with("deps") {
+        directory.parent().expect("deps lies in the target directory")
+    } else {
+        directory
+    };
+    directory.join(name)
+}
+
+/// `duration`, longer where the machine is slower: an emulated guest says how much in `LXCFS_TEST_TIMEOUT_FACTOR`.
+#[must_use]
+pub fn patience(duration: Duration) -> Duration {
+    let factor = std::env::var("LXCFS_TEST_TIMEOUT_FACTOR").ok().and_then(|f| f.parse().ok());
+    duration * factor.unwrap_or(1)
+}
+
+/// Waits until `condition` holds, at most [`patience`] of ten seconds.
+///
+/// # Panics
+/// It does not hold by then.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience(Duration::from_secs(10));
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,277 @@
+//! Who asks: from the thread id in a FUSE request to the container it is in. No process is made for it, ever.
+//!
+//! A container is told by two namespaces. Its pid namespace gives its init, whose start is the container's; its cgroup
+//! namespace gives its boundary: the cgroup its limits are set on and its use is counted in, whatever leaf below it the
+//! init has moved to since.
+
+mod cache;
+mod cgroupns;
+mod lookup;
+mod pidns;
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+
+use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open};
+
+use self::cache::{Cache, Entry};
+use self::cgroupns::Visitor;
+use self::lookup::Lookup;
+use crate::error::{Errno, Error, Result};
+use crate::model::container::{CgroupPaths, Container};
+use crate::source::Machine;
+use crate::source::cgroup::CgroupFiles;
+use crate::source::host::Host;
+use crate::source::tasks;
+
+/// Leaves below a container's cgroup that inits are known to move to: systemd, DinD and k3s, LXC and Incus, crun.
+const KNOWN_LEAVES: [&str; 4] = ["/init.scope", "/init", "/.lxc", "/container"];
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Who a request comes from.
+#[derive(Debug, Clone)]
+pub enum Caller {
+    /// A process of the host itself: it sees the host's bytes.
+    Host,
+    /// A process in a container.
+    Container(Arc<Container>),
+}
+
+/// Inode numbers of the namespaces that tell a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Namespaces {
+    pid: u64,
+    cgroup: u64,
+}
+
+/// Where a container begins, and what that depends on.
+#[derive(Debug)]
+struct Boundary {
+    cgroups: CgroupPaths,
+    /// See [`Entry::follows`].
+    follows: Option<Vec<u8>>,
+    /// See [`Entry::_cgroup_namespace`].
+    cgroup_namespace: Option<OwnedFd>,
+}
+
+/// How the init of a pid namespace is found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InitLookup {
+    /// Ask the namespace (6.11), and search where it does not answer.
+    #[default]
+    Ask,
+    /// Always search, as kernels before 6.11 must. For tests.
+    Search,
+}
+
+/// Finds containers.
+#[derive(Debug)]
+pub struct Callers {
+    host: Arc<Host>,
+    files: Arc<CgroupFiles>,
+    ours: Namespaces,
+    visitor: Visitor,
+    cache: Cache,
+    init_lookup: InitLookup,
+    watcher: OnceLock<Thread>,
+}
+
+impl Callers {
+    /// A finder that speaks of `host`'s processes.
+    ///
+    /// # Errors
+    /// Our own namespaces cannot be read, or no thread can be made.
+    pub fn new(host: Arc<Host>, files: Arc<CgroupFiles>, init_lookup: InitLookup) -> Result<Self> {
+        let us = std::process::id();
+        let lookup = Lookup(&host);
+        let ours = lookup.namespaces(us)?;
+        let home = lookup.open_namespace(us, "cgroup")?;
+        let visitor = Visitor::start(Arc::clone(&host), home)?;
+        // Each container takes a descriptor, some two: leave half of what we may have for everything else.
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
+        let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536));
+        Ok(Self { host, files, ours, visitor, cache, init_lookup, watcher: OnceLock::new() })
+    }
+
+    /// The container of thread `tid`.
+    ///
+    /// # Errors
+    /// The thread has ended, is not visible from our pid namespace (`tid` 0), or its cgroups cannot be read.
+    pub fn find(&self, tid: u32) -> Result<Caller> {
+        if tid == 0 {
+            let cause = "the reader is not in our pid namespace";
+            return Err(Error::because("find the container of", "pid 0", Errno::SRCH, cause));
+        }
+        let namespaces = Lookup(&self.host).namespaces(tid)?;
+        if namespaces == self.ours {
+            return Ok(Caller::Host);
+        }
+        let known = self.cache.get(&namespaces);
+        if let Some(entry) = &known {
+            if self.is_current(entry) {
+                return Ok(Caller::Container(Arc::clone(&entry.container)));
+            }
+            self.cache.remove(&namespaces);
+        }
+        let entry = Arc::new(self.resolve(tid, namespaces, known.as_deref())?);
+        let container = Arc::clone(&entry.container);
+        let is_first = self.cache.len() == 0;
+        self.cache.insert(namespaces, entry);
+        if let Some(watcher) = self.watcher.get().filter(|_| is_first) {
+            watcher.unpark();
+        }
+        Ok(Caller::Container(container))
+    }
+
+    /// Forgets the container of thread `tid`, because what was known of it turned out to be wrong.
+    pub fn forget(&self, tid: u32) {
+        if let Ok(namespaces) = Lookup(&self.host).namespaces(tid) {
+            self.cache.remove(&namespaces);
+        }
+    }
+
+    /// Forgets the containers that have ended.
+    pub fn sweep(&self) {
+        self.cache.sweep();
+    }
+
+    /// Has `watcher` unparked when a container is found while none is known.
+    pub fn wake_at_first_container(&self, watcher: Thread) {
+        // Set once, by the one watcher there is.
+        let _ = self.watcher.set(watcher);
+    }
+
+    /// The containers known now.
+    #[must_use]
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        self.cache.containers()
+    }
+
+    /// Whether the entry still describes the container: its init lives, and has not moved where that matters.
+    fn is_current(&self, entry: &Entry) -> bool {
+        let moved = |was: &Vec<u8>| {
+            let now = Lookup(&self.host).read(entry.container.init, "cgroup");
+            now.is_ok_and(|now| now != *was)
+        };
+        entry.lives() && !entry.follows.as_ref().is_some_and(moved)
+    }
+
+    /// Finds out about a container. `before` is what was known of these namespaces until it turned out to be outdated.
+    fn resolve(&self, tid: u32, namespaces: Namespaces, before: Option<&Entry>) -> Result<Entry> {
+        let lookup = Lookup(&self.host);
+        if namespaces.pid == self.ours.pid {
+            return self.resolve_shared(tid, namespaces);
+        }
+        let init = match self.init_lookup {
+            InitLookup::Ask => lookup.init_of(tid, namespaces.pid)?,
+            InitLookup::Search => lookup.init_by_search(tid, namespaces.pid)?,
+        };
+        let pidfd = open_pidfd(init)?;
+        let init_namespaces = lookup.namespaces(init)?;
+        if init_namespaces.cgroup != namespaces.cgroup {
+            // A pod with one pid namespace for several containers, or a service with a cgroup namespace of its own.
+            return self.resolve_shared(tid, namespaces);
+        }
+        let text = lookup.read(init, "cgroup")?;
+        let ours = CgroupPaths::parse(&text);
+        let has_own_cgroup_namespace = init_namespaces.cgroup != self.ours.cgroup
+            && match lookup.init_above(init, self.ours.pid)? {
+                Some(above) => lookup.namespaces(above)?.cgroup != init_namespaces.cgroup,
+                None => true,
+            };
+        let (cgroups, follows) = if has_own_cgroup_namespace {
+            (self.roots_of_namespace(init, &ours)?, None)
+        } else {
+            (ours.map(|_, path| without_known_leaf(path).to_owned()), Some(text))
+        };
+        let boundary = Boundary { cgroups, follows, cgroup_namespace: None };
+        self.entry(init, pidfd, boundary, before)
+    }
+
+    /// A container that shares its pid namespace: its cgroup namespace alone tells it, and its oldest process stands
+    /// for its init.
+    fn resolve_shared(&self, tid: u32, namespaces: Namespaces) -> Result<Entry> {
+        let lookup = Lookup(&self.host);
+        let kept = lookup.open_namespace(tid, "cgroup")?;
+        let cgroups = if namespaces.cgroup == self.ours.cgroup {
+            CgroupPaths::parse(&lookup.read(tid, "cgroup")?)
+        } else {
+            self.roots_of_namespace(tid, &CgroupPaths::parse(&lookup.read(tid, "cgroup")?))?
+        };
+        let age = |pid: &u32| lookup.stat(*pid).map_or(u64::MAX, |stat| stat.start_ticks);
+        let members = tasks::threads(&cgroups, &self.files)?.unwrap_or_default();
+        let oldest = members.into_iter().min_by_key(age).unwrap_or(tid);
+        let pidfd = open_pidfd(oldest)?;
+        let boundary = Boundary { cgroups, follows: None, cgroup_namespace: Some(kept) };
+        self.entry(oldest, pidfd, boundary, None)
+    }
+
+    fn roots_of_namespace(&self, member: u32, ours: &CgroupPaths) -> Result<CgroupPaths> {
+        let namespace = Lookup(&self.host).open_namespace(member, "cgroup")?;
+        let inside = self.visitor.read_cgroup(namespace, member)?;
+        Ok(cgroupns::roots(ours, &inside))
+    }
+
+    fn entry(
+        &self,
+        init: u32,
+        pidfd: OwnedFd,
+        boundary: Boundary,
+        before: Option<&Entry>,
+    ) -> Result<Entry> {
+        let lookup = Lookup(&self.host);
+        let ticks = u128::from(lookup.stat(init)?.start_ticks);
+        let per_second = u128::from(self.host.ticks_per_second());
+        let started_ns = u64::try_from(ticks * u128::from(NS_PER_SECOND) / per_second);
+        let started_ns = started_ns.unwrap_or(u64::MAX);
+        let same = |known: &&Container| known.init == init && known.started_ns == started_ns;
+        let known = before.map(|before| &*before.container).filter(same);
+        let container = Container {
+            init,
+            started_ns,
+            pid_depth: lookup.own_pids(init)?.len() - 1,
+            cgroups: boundary.cgroups,
+            history: known.map(|known| Arc::clone(&known.history)).unwrap_or_default(),
+        };
+        let entry = Entry {
+            container: Arc::new(container),
+            init: pidfd,
+            follows: boundary.follows,
+            _cgroup_namespace: boundary.cgroup_namespace,
+        };
+        // All of this was read under a number. If the process it began with still lives, it was that process's.
+        if entry.lives() {
+            Ok(entry)
+        } else {
+            Err(Error::io("look up", format!("/proc/{init}"), Errno::SRCH))
+        }
+    }
+}
+
+/// `path` without the leaf that an init is known to move itself to.
+fn without_known_leaf(path: &str) -> &str {
+    KNOWN_LEAVES.iter().find_map(|leaf| path.strip_suffix(leaf)).unwrap_or(path)
+}
+
+fn open_pidfd(pid: u32) -> Result<OwnedFd> {
+    let gone = || Error::io("open pidfd of", pid.to_string(), Errno::SRCH);
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+    pidfd_open(number, PidfdFlags::empty())
+        .map_err(|errno| Error::io("open pidfd of", pid.to_string(), errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_leaf_of_an_init_is_cut() {
+        assert_eq!(without_known_leaf("/lxc/c1/init.scope"), "/lxc/c1");
+        assert_eq!(without_known_leaf("/lxc.payload.c1/.lxc"), "/lxc.payload.c1");
+        assert_eq!(without_known_leaf("/docker/abc"), "/docker/abc");
+        assert_eq!(without_known_leaf("/docker/myinit"), "/docker/myinit");
+        assert_eq!(without_known_leaf("/init.scope"), "");
+    }
+}

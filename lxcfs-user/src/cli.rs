@@ -1,0 +1,189 @@
+//! The command line: types and help, nothing else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model::cpus::CpuView;
+use crate::model::file::File;
+
+/// Where the files are by default, as with LXCFS.
+pub const DEFAULT_MOUNT_POINT: &str = "/var/lib/lxcfs";
+
+/// Show every container its own machine in /proc and /sys.
+///
+/// Mounts a filesystem at MOUNTPOINT whose files are bound over those of a container: each reader sees the CPUs, memory,
+/// swap, uptime, load and pressure of the container it is in.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lxcfs",
+    version,
+    disable_version_flag = true,
+    args_conflicts_with_subcommands = true
+)]
+#[command(after_help = "\
+Exit status:
+  0  success, or ended by SIGTERM, SIGINT or SIGHUP
+  1  the operation failed; one line on standard error says what, where, why and what to do
+  2  the command line is wrong
+
+Signals:
+  SIGUSR1  accepted as LXCFS's reload; there is nothing to reload
+  SIGUSR2  show everybody the host's files, or end that
+
+Environment:
+  LXCFS_LOG  what to log, e.g. `debug` or `lxcfs::caller=debug` (default: info)")]
+pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub serve: Serve,
+    /// Print the version.
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// Options of the daemon: those of LXCFS 4 to 7 with their meaning, and ours.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Directory to mount at, usually /var/lib/lxcfs
+    pub mountpoint: Option<PathBuf>,
+    /// Which CPUs a container is shown
+    #[arg(long, value_enum, default_value_t)]
+    pub cpu_view: View,
+    /// Same as `--cpu-view quota`
+    #[arg(long, conflicts_with = "cpu_view")]
+    pub enable_cfs: bool,
+    /// Show no swap
+    #[arg(short = 'u', long)]
+    pub disable_swap: bool,
+    /// Show no zswap
+    #[arg(long)]
+    pub disable_zswap: bool,
+    /// Threads that answer requests
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub threads: u16,
+    /// File to write our pid to, and to lock [default: RUNTIME_DIR/lxcfs.pid]
+    #[arg(short, long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+    /// Directory for the pidfile and the control socket
+    #[arg(long, default_value = "/run", value_name = "DIR")]
+    pub runtime_dir: PathBuf,
+    /// Mount options: ro, rw, [no]suid, [no]dev, [no]exec, [no]atime; those of libfuse are accepted and ignored
+    #[arg(short, value_name = "OPTIONS", value_delimiter = ',')]
+    pub options: Vec<String>,
+    /// Log everything
+    #[arg(short, long, conflicts_with = "foreground")]
+    pub debug: bool,
+    /// Accepted: we always stay in the foreground
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Accepted: load averages are always on
+    #[arg(short = 'l', long)]
+    pub enable_loadavg: bool,
+    /// Accepted: pidfds are always used
+    #[arg(long)]
+    pub enable_pidfd: bool,
+    /// Accepted for LXCFS's sake; pressure files can be read, triggers cannot be set yet
+    #[arg(long)]
+    pub enable_psi_poll: bool,
+    /// Refused: a cgroup tree that containers can write to has been an escape more than once
+    #[arg(long)]
+    pub enable_cgroup: bool,
+    /// Accepted: LXCFS's old single-thread switch
+    #[arg(short = 's', hide = true)]
+    pub single_thread: bool,
+}
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what a running daemon serves, from which source, and what it served from the host
+    Status {
+        /// Where it is mounted
+        #[arg(default_value = DEFAULT_MOUNT_POINT)]
+        mountpoint: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// The daemon's --runtime-dir
+        #[arg(long, default_value = "/run", value_name = "DIR")]
+        runtime_dir: PathBuf,
+    },
+    /// Print a file as a process in a container sees it, without entering the container
+    Cat {
+        /// A process of the container
+        #[arg(long = "as", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+        pid: u32,
+        /// The file, e.g. /proc/meminfo or just meminfo
+        file: File,
+        /// Where the daemon to ask is mounted; without a daemon the page is made here
+        #[arg(long, default_value = DEFAULT_MOUNT_POINT, value_name = "MOUNTPOINT")]
+        mount: PathBuf,
+        /// The daemon's --runtime-dir
+        #[arg(long, default_value = "/run", value_name = "DIR")]
+        runtime_dir: PathBuf,
+        /// Which CPUs a container is shown, where no daemon says it
+        #[arg(long, value_enum, default_value_t)]
+        cpu_view: View,
+    },
+    /// Print a completion script
+    Completion {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// [`CpuView`] on the command line.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum View {
+    /// The CPUs of its effective cpuset
+    #[default]
+    Cpuset,
+    /// As many as its CPU quota is worth
+    Quota,
+    /// All of the host's
+    Host,
+}
+
+impl From<View> for CpuView {
+    fn from(view: View) -> Self {
+        match view {
+            View::Cpuset => Self::Cpuset,
+            View::Quota => Self::Quota,
+            View::Host => Self::Host,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_of_lxcfs_are_understood() {
+        for line in [
+            "lxcfs /var/lib/lxcfs",
+            "lxcfs -l -u --enable-cfs --enable-pidfd --enable-psi-poll /var/lib/lxcfs",
+            "lxcfs -f -p /run/lxcfs.pid -o nonempty,allow_other --runtime-dir=/run /var/lib/lxcfs",
+            "lxcfs -s -d --disable-zswap --pidfile=/run/x.pid /var/lib/lxcfs/",
+        ] {
+            let cli =
+                Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"));
+            assert!(cli.serve.mountpoint.is_some(), "{line}");
+        }
+        assert!(Cli::try_parse_from(["lxcfs", "-d", "-f", "/m"]).is_err());
+        assert!(Cli::try_parse_from(["lxcfs", "--no-such-option", "/m"]).is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! The control socket: one request line, one answer, for `lxcfs status` and `lxcfs cat`.
+//!
+//! Requests are `status`, `status text` and `cat PID FILE`; an answer is `ok` or `error TEXT` on a line, and behind `ok` the bytes.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use super::status::Status;
+use crate::error::{Errno, Error, Result};
+use crate::model::file::File;
+use crate::road::Road;
+
+/// The longest request line.
+const LONGEST_REQUEST: u64 = 256;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The socket of the daemon mounted at `mount_point`.
+#[must_use]
+pub fn socket_path(runtime_dir: &Path, mount_point: &Path) -> PathBuf {
+    let name = mount_point.to_string_lossy().trim_matches('/').replace('/', "-");
+    runtime_dir.join("lxcfs").join(format!("{name}.sock"))
+}
+
+/// Opens the socket. Only root may connect: answers tell about every container.
+///
+/// # Errors
+/// The directory or the socket cannot be made.
+pub(super) fn listen(path: &Path) -> Result<UnixListener> {
+    let failed = |operation| move |error: std::io::Error| Error::std(operation, path, &error);
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(directory, private).map_err(failed("protect the directory of"))?;
+    }
+    // One left by a crash: the pidfile's lock says that nobody listens on it any more.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("replace")(error)),
+        _ => UnixListener::bind(path).map_err(failed("listen on")),
+    }
+}
+
+/// Answers requests for ever.
+pub(super) async fn serve(listener: UnixListener, road: Arc<Road>, status: Arc<Status>) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("accept on the control socket: {error}");
+                // Out of descriptors, most likely: trying at once would only burn the CPU.
+                tokio::time::sleep(PATIENCE).await;
+                continue;
+            }
+        };
+        let (road, status) = (Arc::clone(&road), Arc::clone(&status));
+        tokio::spawn(async move {
+            let answered = tokio::time::timeout(PATIENCE, converse(stream, road, status)).await;
+            if let Ok(Err(error)) = answered {
+                tracing::debug!("answer on the control socket: {error}");
+            }
+        });
+    }
+}
+
+async fn converse(
+    mut stream: tokio::net::UnixStream,
+    road: Arc<Road>,
+    status: Arc<Status>,
+) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let (reader, mut writer) = stream.split();
+    let mut reader = reader.take(LONGEST_REQUEST);
+    while !request.contains(&b'\n') && reader.read_buf(&mut request).await? > 0 {}
+    // Making a page reads files: not on the thread that waits for signals.
+    let answer = tokio::task::spawn_blocking(move || answer(&request, &road, &status)).await;
+    let text = match answer.unwrap_or_else(|_| Err("the request panicked".to_owned())) {
+        Ok(bytes) => [b"ok\n", bytes.as_slice()].concat(),
+        Err(error) => format!("error {error}\n").into_bytes(),
+    };
+    writer.write_all(&text).await
+}
+
+fn answer(request: &[u8], road: &Road, status: &Status) -> Result<Vec<u8>, String> {
+    let request = String::from_utf8_lossy(request);
+    let mut words = request.split_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (Some("status"), None, None) => {
+            serde_json::to_vec(&status.now(road)).map_err(|error| error.to_string())
+        }
+        (Some("status"), Some("text"), None) => Ok(status.now(road).to_string().into_bytes()),
+        (Some("cat"), Some(pid), Some(file)) => {
+            let pid = pid.parse().map_err(|_| format!("{pid} is no pid"))?;
+            let file: File = file.parse()?;
+            road.page(file, pid).map(|page| page.to_vec()).map_err(|error| error.to_string())
+        }
+        _ => Err("unknown request".to_owned()),
+    }
+}
+
+/// Asks the daemon behind `socket`. `Ok(None)`: no daemon is there.
+///
+/// # Errors
+/// It is there and cannot be asked, or says that it cannot answer.
+pub fn ask(socket: &Path, request: &str) -> Result<Option<Vec<u8>>> {
+    let failed = |operation| move |error: std::io::Error| Error::std(operation, socket, &error);
+    let mut stream = match UnixStream::connect(socket) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        connected => connected.map_err(failed("connect to"))?,
+    };
+    stream.set_read_timeout(Some(PATIENCE)).map_err(failed("use"))?;
+    writeln!(stream, "{request}").map_err(failed("ask"))?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).map_err(failed("read the answer of"))?;
+    match answer.strip_prefix(b"ok\n") {
+        Some(bytes) => Ok(Some(bytes.to_vec())),
+        None => {
+            let text = String::from_utf8_lossy(&answer);
+            let cause = text.trim().trim_start_matches("error ").to_owned();
+            Err(Error::because("ask", socket, Errno::IO, cause))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_mount_has_its_socket() {
+        let path = socket_path(Path::new("/run"), Path::new("/var/lib/lxcfs/"));
+        assert_eq!(path, Path::new("/run/lxcfs/var-lib-lxcfs.sock"));
+    }
+
+    #[test]
+    fn no_daemon_is_no_error() {
+        assert!(ask(Path::new("/nonexistent/lxcfs.sock"), "status").unwrap().is_none());
+    }
+}

@@ -1,0 +1,92 @@
+//! What `lxcfs status` tells: what supplies what here, and what was served from the host.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::files::Policy;
+use crate::model::cpus::CpuView;
+use crate::road::Road;
+use crate::road::fallback::Fallback;
+use crate::source::cgroup::Supply;
+
+/// What does not change while the daemon runs.
+#[derive(Debug)]
+pub struct Status {
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// What the operator decided.
+    pub policy: Policy,
+    /// Which source supplies which group.
+    pub supplies: Vec<Supply>,
+}
+
+/// A report of one moment.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    version: &'static str,
+    pid: u32,
+    mount_point: PathBuf,
+    cpu_view: CpuView,
+    swap: bool,
+    zswap: bool,
+    /// Whether everybody is shown the host's files (`SIGUSR2`).
+    passthrough: bool,
+    /// Containers known now.
+    containers: usize,
+    /// Requests that ended in a panic.
+    panics: u64,
+    supplies: Vec<Supply>,
+    fallbacks: Vec<Fallback>,
+}
+
+impl Status {
+    /// The report of now.
+    #[must_use]
+    pub fn now(&self, road: &Road) -> Report {
+        Report {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            mount_point: self.mount_point.clone(),
+            cpu_view: self.policy.cpu_view,
+            swap: self.policy.swap,
+            zswap: self.policy.zswap,
+            passthrough: road.is_passthrough(),
+            containers: road.callers().containers().len(),
+            panics: crate::fs::panics(),
+            supplies: self.supplies.clone(),
+            fallbacks: road.fallbacks().list(),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mount_point = self.mount_point.display();
+        writeln!(f, "lxcfs {} at {mount_point}, pid {}", self.version, self.pid)?;
+        writeln!(f, "  containers known   {}", self.containers)?;
+        writeln!(f, "  cpu view           {}", format!("{:?}", self.cpu_view).to_lowercase())?;
+        if self.passthrough {
+            writeln!(
+                f,
+                "  PASSTHROUGH        everybody is shown the host's files (SIGUSR2 ends it)"
+            )?;
+        }
+        if self.panics > 0 {
+            writeln!(f, "  PANICS             {} requests answered with EIO", self.panics)?;
+        }
+        writeln!(f, "\nWhat supplies what:")?;
+        for Supply { group, from } in &self.supplies {
+            writeln!(f, "  {group:<18} {from}")?;
+        }
+        if self.fallbacks.is_empty() {
+            return writeln!(f, "\nNo container was shown a host value in place of its own.");
+        }
+        writeln!(f, "\nHost values shown to containers in place of their own:")?;
+        for Fallback { file, first, pages } in &self.fallbacks {
+            writeln!(f, "  {file:<18} {pages} pages, because: {first}")?;
+        }
+        Ok(())
+    }
+}

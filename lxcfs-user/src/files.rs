@@ -1,0 +1,105 @@
+//! The pages: one procfs file, one module, each with `gather` (asks the sources) and a pure `render`.
+
+mod cpu_online;
+mod cpuinfo;
+mod diskstats;
+mod loadavg;
+mod meminfo;
+mod pressure;
+mod slabinfo;
+mod stat;
+mod swaps;
+#[cfg(test)]
+mod testing;
+mod uptime;
+
+use crate::error::{Errno, Error, Result};
+use crate::model::container::Container;
+use crate::model::cpus::{CpuSet, CpuView, Cpus};
+use crate::model::file::File;
+use crate::source::{Machine, Source};
+
+/// What the operator decided about the pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Which CPUs a container is shown.
+    pub cpu_view: CpuView,
+    /// Whether swap is shown (`--disable-swap`).
+    pub swap: bool,
+    /// Whether zswap is shown (`--disable-zswap`).
+    pub zswap: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { cpu_view: CpuView::default(), swap: true, zswap: true }
+    }
+}
+
+/// Everything a page is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Whose page.
+    pub container: &'a Container,
+    /// What is known of it.
+    pub source: &'a dyn Source,
+    /// What is known of the machine.
+    pub machine: &'a dyn Machine,
+    /// What the operator decided.
+    pub policy: &'a Policy,
+}
+
+/// Appends the page of `file` to `page`.
+///
+/// # Errors
+/// A source broke, or does not supply what the page needs (`ENODATA`). `page` is then as it was.
+pub fn page(file: File, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
+    match file {
+        File::Cpuinfo => cpuinfo::render(&cpuinfo::gather(view)?, page),
+        File::Diskstats => diskstats::render(&diskstats::gather(view)?, page),
+        File::Loadavg => loadavg::render(&loadavg::gather(view)?, page),
+        File::Meminfo => meminfo::render(&meminfo::gather(view)?, page),
+        File::Slabinfo => slabinfo::render(&slabinfo::gather(view)?, page),
+        File::Stat => stat::render(&stat::gather(view)?, page),
+        File::Swaps => swaps::render(&swaps::gather(view)?, page),
+        File::Uptime => uptime::render(uptime::gather(view)?, page),
+        File::Pressure(resource) => pressure::gather(view, resource, page)?,
+        File::CpuOnline => cpu_online::render(&cpu_online::gather(view)?, page),
+    }
+    Ok(())
+}
+
+impl View<'_> {
+    /// The host's `file`.
+    fn host(&self, file: File) -> Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(4_096);
+        self.machine.read(file, &mut text)?;
+        Ok(text)
+    }
+
+    /// The CPUs the container is shown: the one answer behind cpuinfo, stat, uptime and cpu/online.
+    fn cpus(&self) -> Result<Cpus> {
+        let online = self.host(File::CpuOnline)?;
+        let online = CpuSet::parse(&online)
+            .ok_or_else(|| Error::parse(File::CpuOnline.path(), "not a list of CPUs"))?;
+        let effective = self.source.cpuset(self.container)?;
+        let bandwidth = match self.policy.cpu_view {
+            CpuView::Quota => self.source.bandwidth(self.container)?,
+            CpuView::Cpuset | CpuView::Host => None,
+        };
+        Ok(Cpus::decide(self.policy.cpu_view, &online, effective.as_ref(), bandwidth))
+    }
+
+    /// How long the container has been up, nanoseconds.
+    fn up_ns(&self) -> u64 {
+        self.machine.boottime_ns().saturating_sub(self.container.started_ns)
+    }
+}
+
+/// Turns "not supplied" into the error it is for a page that cannot do without.
+fn required<T>(group: Option<T>, what: &'static str) -> Result<T> {
+    group.ok_or_else(|| {
+        let cause = "the container has no cgroup of its own that counts this";
+        Error::because("find", what, Errno::NODATA, cause)
+    })
+}

@@ -1,0 +1,49 @@
+//! `/proc/loadavg`: three averages, running over all threads, newest pid (kernel: fs/proc/loadavg.c).
+
+use std::io::Write;
+
+use super::{View, required};
+use crate::error::Result;
+use crate::source::Load;
+
+pub(super) fn gather(view: &View<'_>) -> Result<Load> {
+    required(view.source.load(view.container)?, "load")
+}
+
+pub(super) fn render(load: &Load, page: &mut Vec<u8>) {
+    for (whole, hundredths) in load.average.hundredths() {
+        let _ = write!(page, "{whole}.{hundredths:02} ");
+    }
+    // The reader itself is running, and one of the threads: a sample taken before it started may not know it.
+    let running = load.tasks.running.max(1);
+    let threads = load.tasks.threads.max(running);
+    let _ = writeln!(page, "{running}/{threads} {}", load.tasks.last_pid);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::files::testing::Case;
+    use crate::model::container::Tasks;
+    use crate::model::file::File;
+    use crate::model::load::LoadAverage;
+    use crate::source::Load;
+    use crate::source::fake::FakeSource;
+
+    fn case(average: LoadAverage, tasks: Tasks) -> Case {
+        let load = Some(Load { average, tasks });
+        Case::new(FakeSource { load, ..FakeSource::default() }, &[])
+    }
+
+    #[test]
+    fn three_tasks_for_a_minute() {
+        let tasks = Tasks { running: 3, blocked: 1, threads: 12, last_pid: 77 };
+        case(LoadAverage::default().advance(3, 12), tasks)
+            .golden(File::Loadavg, "loadavg/three_busy");
+    }
+
+    #[test]
+    fn the_reader_is_running() {
+        let fresh = case(LoadAverage::default(), Tasks::default());
+        assert_eq!(fresh.page(File::Loadavg).unwrap(), "0.00 0.00 0.00 1/1 0\n");
+    }
+}

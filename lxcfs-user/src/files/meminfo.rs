@@ -1,0 +1,237 @@
+//! `/proc/meminfo`: the host's lines in the host's order, with the container's numbers (kernel: fs/proc/meminfo.c).
+
+use std::io::Write;
+
+use super::{View, required};
+use crate::error::{Error, Result};
+use crate::model::file::File;
+use crate::source::{Memory, parse};
+
+/// The host's file and what replaces its numbers.
+#[derive(Debug)]
+pub(super) struct Meminfo {
+    host: Vec<u8>,
+    /// All memory the container may use, KiB.
+    total_kib: u64,
+    /// What of it could be had without swapping, KiB.
+    available_kib: u64,
+    memory: Memory,
+    swap_total_kib: u64,
+    swap_used_kib: u64,
+    zswap: bool,
+}
+
+/// What becomes of a line of the host's.
+enum Line {
+    /// This number in its place.
+    Kib(u64),
+    /// The line is left out: the container's number cannot be known, and the host's would mislead.
+    Absent,
+    /// The host's line: it describes the machine and not who uses it.
+    Host,
+}
+
+pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
+    let memory = required(view.source.memory(view.container)?, "memory")?;
+    let host = view.host(File::Meminfo)?;
+    let host_total_kib = host_kib(&host, b"MemTotal")
+        .filter(|&total| total > 0)
+        .ok_or_else(|| Error::parse("/proc/meminfo", "no MemTotal"))?;
+    // A limit of less than a KiB would be shown as no memory at all, which ps and others divide by.
+    let total_kib = memory.limit_bytes.map_or(host_total_kib, kib).clamp(1, host_total_kib);
+    let reclaimable_bytes = memory
+        .active_file_bytes
+        .saturating_add(memory.inactive_file_bytes)
+        .saturating_add(memory.slab_reclaimable_bytes.unwrap_or(0));
+    let available_kib = free_kib(total_kib, &memory)
+        .saturating_add(kib(reclaimable_bytes))
+        .min(total_kib)
+        .min(host_kib(&host, b"MemAvailable").unwrap_or(u64::MAX));
+    let (swap_total_kib, swap_used_kib) = swap_kib(view, &host)?;
+    let zswap = view.policy.zswap;
+    Ok(Meminfo { host, total_kib, available_kib, memory, swap_total_kib, swap_used_kib, zswap })
+}
+
+/// `(total, used)` swap of the container, KiB: what its limit and the host's swap both allow. Where the kernel does not
+/// account swap there is none to show.
+pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &[u8]) -> Result<(u64, u64)> {
+    let swap = if view.policy.swap { view.source.swap(view.container)? } else { None };
+    let Some(swap) = swap else { return Ok((0, 0)) };
+    let host_total = host_kib(host_meminfo, b"SwapTotal").unwrap_or(0);
+    let total = swap.limit_bytes.map_or(host_total, kib).min(host_total);
+    Ok((total, kib(swap.used_bytes).min(total)))
+}
+
+pub(super) fn render(meminfo: &Meminfo, page: &mut Vec<u8>) {
+    for line in parse::lines(&meminfo.host).filter(|line| !line.is_empty()) {
+        let name_end = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
+        match replace(&line[..name_end], meminfo) {
+            Line::Absent => {}
+            Line::Host => {
+                page.extend_from_slice(line);
+                page.push(b'\n');
+            }
+            Line::Kib(kib) => {
+                page.extend_from_slice(&line[..name_end]);
+                // The kernel pads the name to 16 columns and the number to 8.
+                let pad = 16_usize.saturating_sub(name_end + 1);
+                let _ = writeln!(page, ":{:pad$}{kib:>8} kB", "");
+            }
+        }
+    }
+}
+
+fn replace(name: &[u8], meminfo: &Meminfo) -> Line {
+    let memory = &meminfo.memory;
+    let bytes = |bytes: u64| Line::Kib(kib(bytes));
+    let known = |counter: Option<u64>| counter.map_or(Line::Absent, bytes);
+    match name {
+        b"MemTotal" => Line::Kib(meminfo.total_kib),
+        b"MemFree" => Line::Kib(free_kib(meminfo.total_kib, memory)),
+        b"MemAvailable" => Line::Kib(meminfo.available_kib),
+        // A memory cgroup counts buffers as page cache.
+        b"Buffers" => Line::Kib(0),
+        b"Cached" => bytes(memory.cache_bytes),
+        b"SwapCached" => bytes(memory.swapcached_bytes),
+        b"Active" => bytes(memory.active_anon_bytes.saturating_add(memory.active_file_bytes)),
+        b"Inactive" => bytes(memory.inactive_anon_bytes.saturating_add(memory.inactive_file_bytes)),
+        b"Active(anon)" => bytes(memory.active_anon_bytes),
+        b"Inactive(anon)" => bytes(memory.inactive_anon_bytes),
+        b"Active(file)" => bytes(memory.active_file_bytes),
+        b"Inactive(file)" => bytes(memory.inactive_file_bytes),
+        b"Unevictable" => bytes(memory.unevictable_bytes),
+        b"SwapTotal" => Line::Kib(meminfo.swap_total_kib),
+        b"SwapFree" => Line::Kib(meminfo.swap_total_kib - meminfo.swap_used_kib),
+        b"Zswap" if meminfo.zswap => known(memory.zswap_bytes),
+        b"Zswapped" if meminfo.zswap => known(memory.zswapped_bytes),
+        b"Zswap" | b"Zswapped" => Line::Kib(0),
+        b"Dirty" => bytes(memory.dirty_bytes),
+        b"Writeback" => bytes(memory.writeback_bytes),
+        b"AnonPages" => bytes(memory.anon_bytes),
+        b"Mapped" => bytes(memory.mapped_bytes),
+        b"Shmem" => bytes(memory.shmem_bytes),
+        b"KReclaimable" | b"SReclaimable" => known(memory.slab_reclaimable_bytes),
+        b"Slab" => known(memory.slab_bytes),
+        b"SUnreclaim" => known(memory.slab_unreclaimable_bytes),
+        b"KernelStack" => known(memory.kernel_stack_bytes),
+        b"PageTables" => known(memory.pagetables_bytes),
+        b"SecPageTables" => known(memory.sec_pagetables_bytes),
+        b"Percpu" => known(memory.percpu_bytes),
+        b"AnonHugePages" => known(memory.anon_thp_bytes),
+        b"ShmemHugePages" => known(memory.shmem_thp_bytes),
+        b"FileHugePages" => known(memory.file_thp_bytes),
+        b"Mlocked" | b"ShmemPmdMapped" | b"FilePmdMapped" => Line::Absent,
+        b"VmallocUsed" => memory.vmalloc_bytes.map_or(Line::Host, bytes),
+        _ => Line::Host,
+    }
+}
+
+const fn free_kib(total_kib: u64, memory: &Memory) -> u64 {
+    total_kib.saturating_sub(kib(memory.usage_bytes))
+}
+
+const fn kib(bytes: u64) -> u64 {
+    bytes / 1_024
+}
+
+/// The number of line `name` of the host's meminfo, KiB.
+fn host_kib(meminfo: &[u8], name: &[u8]) -> Option<u64> {
+    let line =
+        parse::lines(meminfo).find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"))?;
+    parse::number(parse::fields(line).next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::files::testing::Case;
+    use crate::source::Swap;
+    use crate::source::fake::FakeSource;
+
+    const HOST: &str = include_str!("../../testdata/host/meminfo");
+
+    fn memory() -> Memory {
+        Memory {
+            limit_bytes: Some(256 << 20),
+            usage_bytes: 100 << 20,
+            cache_bytes: 40 << 20,
+            inactive_anon_bytes: 20 << 20,
+            active_anon_bytes: 10 << 20,
+            inactive_file_bytes: 25 << 20,
+            active_file_bytes: 15 << 20,
+            anon_bytes: 28 << 20,
+            shmem_bytes: 2 << 20,
+            mapped_bytes: 8 << 20,
+            dirty_bytes: 4 << 10,
+            ..Memory::default()
+        }
+    }
+
+    fn case(memory: Memory, swap: Option<Swap>) -> Case {
+        let source = FakeSource { memory: Some(memory), swap, ..FakeSource::default() };
+        Case::new(source, &[(File::Meminfo, HOST)])
+    }
+
+    #[test]
+    fn v1_leaves_out_what_it_does_not_count() {
+        let v1 = Memory { slab_bytes: Some(6 << 20), anon_thp_bytes: Some(0), ..memory() };
+        case(v1, None).golden(File::Meminfo, "meminfo/v1");
+    }
+
+    #[test]
+    fn v2_counts_nearly_everything() {
+        let v2 = Memory {
+            slab_bytes: Some(6 << 20),
+            slab_reclaimable_bytes: Some(4 << 20),
+            slab_unreclaimable_bytes: Some(2 << 20),
+            kernel_stack_bytes: Some(64 << 10),
+            pagetables_bytes: Some(128 << 10),
+            sec_pagetables_bytes: Some(0),
+            percpu_bytes: Some(32 << 10),
+            vmalloc_bytes: Some(16 << 10),
+            anon_thp_bytes: Some(2 << 20),
+            file_thp_bytes: Some(0),
+            shmem_thp_bytes: Some(0),
+            zswap_bytes: Some(1 << 20),
+            zswapped_bytes: Some(3 << 20),
+            ..memory()
+        };
+        let swap = Some(Swap { limit_bytes: Some(64 << 20), used_bytes: 1 << 20 });
+        case(v2, swap).golden(File::Meminfo, "meminfo/v2");
+    }
+
+    #[test]
+    fn an_unlimited_container_has_the_hosts_memory() {
+        let page =
+            case(Memory { limit_bytes: None, ..memory() }, None).page(File::Meminfo).unwrap();
+        assert_eq!(host_kib(page.as_bytes(), b"MemTotal"), host_kib(HOST.as_bytes(), b"MemTotal"));
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_never_wrap_and_parts_never_exceed_the_whole(
+            limit in any::<Option<u64>>(), usage in any::<u64>(), file in any::<u64>(),
+            slab in any::<Option<u64>>(), swap_limit in any::<Option<u64>>(), swapped in any::<u64>(),
+        ) {
+            let memory = Memory {
+                limit_bytes: limit, usage_bytes: usage, active_file_bytes: file, inactive_file_bytes: file,
+                active_anon_bytes: usage, slab_reclaimable_bytes: slab, ..Memory::default()
+            };
+            let swap = Some(Swap { limit_bytes: swap_limit, used_bytes: swapped });
+            let page = case(memory, swap).page(File::Meminfo).unwrap();
+            let line = |name: &str| host_kib(page.as_bytes(), name.as_bytes()).unwrap();
+            prop_assert!(line("MemTotal") > 0);
+            prop_assert!(line("MemFree") <= line("MemTotal"));
+            prop_assert!(line("MemAvailable") <= line("MemTotal"));
+            prop_assert!(line("SwapFree") <= line("SwapTotal"));
+        }
+
+        #[test]
+        fn any_host_file_is_a_page_or_an_error(host in "\\PC{0,200}") {
+            let source = FakeSource { memory: Some(memory()), ..FakeSource::default() };
+            let _: Result<String> = Case::new(source, &[(File::Meminfo, &host)]).page(File::Meminfo);
+        }
+    }
+}

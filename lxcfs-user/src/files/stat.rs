@@ -1,0 +1,195 @@
+//! `/proc/stat`: the container's CPU times and tasks (kernel: fs/proc/stat.c).
+//!
+//! Interrupts belong to the machine, so `intr` and `softirq` have no line. `btime` stays the host's: `ps` adds it to a
+//! task's start time, which counts from the host's boot.
+
+use std::io::Write;
+use std::sync::PoisonError;
+
+use super::{View, required};
+use crate::error::Result;
+use crate::model::cpus::{CpuView, Cpus};
+use crate::model::file::File;
+use crate::model::monotonic::CpuTimes;
+use crate::source::{Cpu, Load, parse};
+
+#[derive(Debug)]
+pub(super) struct Stat {
+    /// `(shown number, times)`, ascending.
+    cpus: Vec<(u32, CpuTimes)>,
+    ticks_per_second: u64,
+    /// Context switches. No cgroup counts them: the host's.
+    ctxt: Option<u64>,
+    /// When the host booted, seconds since 1970.
+    btime_s: Option<u64>,
+    load: Option<Load>,
+}
+
+pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
+    let cpu = required(view.source.cpu(view.container)?, "cpu")?;
+    let cpus = view.cpus()?;
+    let up_ns = view.up_ns();
+    let host = view.host(File::Stat)?;
+    let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows = spread(&cpu, &cpus, view.policy.cpu_view)
+        .into_iter()
+        .map(|(shown, times)| {
+            let idle_ns = up_ns.saturating_sub(times.used_ns());
+            (shown, history.advance(shown, CpuTimes { idle_ns, ..times }))
+        })
+        .collect();
+    drop(history);
+    Ok(Stat {
+        cpus: rows,
+        ticks_per_second: view.machine.ticks_per_second(),
+        ctxt: host_number(&host, b"ctxt"),
+        btime_s: host_number(&host, b"btime"),
+        load: view.source.load(view.container)?,
+    })
+}
+
+/// The times of each CPU shown: its own where they are known and the CPU is a real one, else an even share.
+fn spread(cpu: &Cpu, cpus: &Cpus, view: CpuView) -> Vec<(u32, CpuTimes)> {
+    let own = |host: u32| cpu.per_cpu.as_ref()?.get(host as usize).copied();
+    let count = u64::from(cpus.count().max(1));
+    let share = cpu.total.zip(CpuTimes::default(), |ns, _| ns / count);
+    cpus.iter()
+        .map(|(shown, host)| match view {
+            CpuView::Quota => (shown, share),
+            CpuView::Cpuset | CpuView::Host => (shown, own(host).unwrap_or(share)),
+        })
+        .collect()
+}
+
+pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
+    let ticks = |ns: u64| {
+        let ticks = u128::from(ns) * u128::from(stat.ticks_per_second) / 1_000_000_000;
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    };
+    let rows = stat.cpus.iter().map(|&(shown, times)| (shown, columns(times).map(ticks)));
+    // The total is the sum of the lines and not of the times: rounding would make the two differ.
+    let mut total = [0_u64; COLUMNS];
+    for (_, row) in rows.clone() {
+        total.iter_mut().zip(row).for_each(|(total, ticks)| *total = total.saturating_add(ticks));
+    }
+    write_row(page, "cpu ", total);
+    for (shown, row) in rows {
+        write_row(page, &format!("cpu{shown}"), row);
+    }
+    if let Some(ctxt) = stat.ctxt {
+        let _ = writeln!(page, "ctxt {ctxt}");
+    }
+    if let Some(btime_s) = stat.btime_s {
+        let _ = writeln!(page, "btime {btime_s}");
+    }
+    if let Some(Load { tasks, .. }) = stat.load {
+        // In a pid namespace of its own, the newest pid is the number of tasks ever made (until pids wrap).
+        let _ = writeln!(page, "processes {}", tasks.last_pid.max(tasks.threads));
+        // The reader is running; a sample taken before it started may not know it.
+        let _ = writeln!(page, "procs_running {}", tasks.running.max(1));
+        let _ = writeln!(page, "procs_blocked {}", tasks.blocked);
+    }
+}
+
+/// user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice.
+const COLUMNS: usize = 10;
+
+const fn columns(times: CpuTimes) -> [u64; COLUMNS] {
+    let CpuTimes { user_ns, nice_ns, system_ns, idle_ns, iowait_ns, steal_ns } = times;
+    // Interrupts are not charged to cgroups, and guest time is part of user time there.
+    [user_ns, nice_ns, system_ns, idle_ns, iowait_ns, 0, 0, steal_ns, 0, 0]
+}
+
+fn write_row(page: &mut Vec<u8>, name: &str, row: [u64; COLUMNS]) {
+    page.extend_from_slice(name.as_bytes());
+    for ticks in row {
+        let _ = write!(page, " {ticks}");
+    }
+    page.push(b'\n');
+}
+
+fn host_number(stat: &[u8], key: &[u8]) -> Option<u64> {
+    let line = parse::lines(stat).find_map(|line| line.strip_prefix(key)?.strip_prefix(b" "))?;
+    parse::single(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::files::testing::Case;
+    use crate::model::container::Tasks;
+    use crate::model::cpus::{Bandwidth, CpuSet};
+    use crate::source::fake::FakeSource;
+
+    const HOST: &str = include_str!("../../testdata/host/stat");
+
+    fn times(user_ns: u64, system_ns: u64) -> CpuTimes {
+        CpuTimes { user_ns, system_ns, ..CpuTimes::default() }
+    }
+
+    fn case(cpu: Cpu) -> Case {
+        let tasks = Tasks { running: 2, blocked: 1, threads: 9, last_pid: 345 };
+        let source = FakeSource {
+            cpu: Some(cpu),
+            cpuset: CpuSet::parse(b"1-2"),
+            bandwidth: Some(Bandwidth { quota_us: 50_000, period_us: 100_000 }),
+            load: Some(Load { tasks, ..Load::default() }),
+            ..FakeSource::default()
+        };
+        Case::new(source, &[(File::CpuOnline, "0-3\n"), (File::Stat, HOST)])
+    }
+
+    fn per_cpu() -> Cpu {
+        let per_cpu = [(1, 1), (30_000_000_000, 10_000_000_000), (5_500_000_000, 0), (0, 0)]
+            .map(|(u, s)| times(u, s));
+        Cpu { total: times(35_500_000_001, 10_000_000_001), per_cpu: Some(per_cpu.to_vec()) }
+    }
+
+    #[test]
+    fn v1_knows_each_cpu() {
+        case(per_cpu()).golden(File::Stat, "stat/v1_two_of_four");
+    }
+
+    #[test]
+    fn v2_spreads_the_total() {
+        case(Cpu { per_cpu: None, ..per_cpu() }).golden(File::Stat, "stat/v2_two_of_four");
+    }
+
+    #[test]
+    fn half_a_cpu_of_quota_is_one_cpu() {
+        let mut case = case(per_cpu());
+        case.policy.cpu_view = CpuView::Quota;
+        case.golden(File::Stat, "stat/quota_view");
+    }
+
+    fn rows(page: &str) -> Vec<Vec<u64>> {
+        let cpus = page.lines().filter(|line| line.starts_with("cpu"));
+        cpus.map(|row| row.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_total_is_the_sum_and_nothing_ever_falls(
+            reads in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<bool>()), 1..12),
+        ) {
+            let mut case = case(per_cpu());
+            let mut last: Option<Vec<Vec<u64>>> = None;
+            for (user, system, known) in reads {
+                let per_cpu = known.then(|| vec![times(user / 4, system / 4); 4]);
+                case.source.cpu = Some(Cpu { total: times(user, system), per_cpu });
+                let rows = rows(&case.page(File::Stat).unwrap());
+                for column in 0..COLUMNS {
+                    let sum = rows[1..].iter().fold(0_u64, |sum, row| sum.saturating_add(row[column]));
+                    prop_assert_eq!(rows[0][column], sum);
+                    if let Some(last) = &last {
+                        prop_assert!(rows.iter().zip(last).all(|(now, then)| now[column] >= then[column]));
+                    }
+                }
+                last = Some(rows);
+            }
+        }
+    }
+}

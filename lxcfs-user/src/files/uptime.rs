@@ -1,0 +1,62 @@
+//! `/proc/uptime`: how long the container has been up, and how long its CPUs have idled (kernel: fs/proc/uptime.c).
+
+use std::io::Write;
+
+use super::{View, required};
+use crate::error::Result;
+
+/// The two numbers of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Uptime {
+    /// Since the container's init started, nanoseconds.
+    up_ns: u64,
+    /// Idle time summed over the CPUs shown, nanoseconds: what they had, less what the container used.
+    idle_ns: u64,
+}
+
+pub(super) fn gather(view: &View<'_>) -> Result<Uptime> {
+    let used_ns = required(view.source.cpu(view.container)?, "cpu")?.total.used_ns();
+    let cpus = view.cpus()?.count();
+    let up_ns = view.up_ns();
+    let idle_ns = up_ns.saturating_mul(u64::from(cpus)).saturating_sub(used_ns);
+    Ok(Uptime { up_ns, idle_ns })
+}
+
+pub(super) fn render(uptime: Uptime, page: &mut Vec<u8>) {
+    let parts = |ns: u64| (ns / 1_000_000_000, ns / 10_000_000 % 100);
+    let ((up, up_hundredths), (idle, idle_hundredths)) =
+        (parts(uptime.up_ns), parts(uptime.idle_ns));
+    // Writing to a Vec cannot fail.
+    let _ = writeln!(page, "{up}.{up_hundredths:02} {idle}.{idle_hundredths:02}");
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::files::testing::Case;
+    use crate::model::file::File;
+    use crate::model::monotonic::CpuTimes;
+    use crate::source::Cpu;
+    use crate::source::fake::FakeSource;
+
+    fn case(used_ns: u64) -> Case {
+        let total = CpuTimes { user_ns: used_ns, ..CpuTimes::default() };
+        let cpu = Some(Cpu { total, per_cpu: None });
+        Case::new(FakeSource { cpu, ..FakeSource::default() }, &[(File::CpuOnline, "0-1\n")])
+    }
+
+    #[test]
+    fn idle_is_what_two_cpus_had_less_what_was_used() {
+        case(30_120_000_000).golden(File::Uptime, "uptime/two_cpus");
+    }
+
+    #[test]
+    fn a_cgroup_older_than_its_init_has_no_negative_idle() {
+        assert_eq!(case(u64::MAX).page(File::Uptime).unwrap(), "100.00 0.00\n");
+    }
+
+    #[test]
+    fn without_cpu_accounting_there_is_no_page() {
+        let case = Case::new(FakeSource::default(), &[(File::CpuOnline, "0-1\n")]);
+        assert!(case.page(File::Uptime).is_err());
+    }
+}

@@ -1,0 +1,368 @@
+//! [`fuser::Filesystem`] for [`LxcFs`]: requests to calls, results to replies. One panic is one `EIO`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+
+use super::attributes::{READ, WRITE, Who, attributes_ttl};
+use super::handle::slice;
+use super::tree::Node;
+use super::{LxcFs, TTL};
+use crate::error::Errno;
+
+/// Requests that ended in a panic, in the life of this process.
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// How many requests ended in a panic.
+#[must_use]
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// Calls `operation` and makes an errno of a panic in it: a fault in one request is no dead daemon.
+fn guarded<T, E: From<Errno>>(operation: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        Err(E::from(Errno::IO))
+    })
+}
+
+fn errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.raw_os_error())
+}
+
+fn who(request: &Request) -> Who {
+    Who { uid: request.uid(), gid: request.gid() }
+}
+
+impl LxcFs {
+    fn reply_attributes(&self, node: INodeNo, reply: ReplyAttr) {
+        match guarded(|| self.attributes(Node::from_number(node).ok_or(Errno::NOENT)?)) {
+            Ok(attributes) => reply.attr(&attributes_ttl(&attributes), &attributes),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+}
+
+/// Pages are small; a larger buffer would only make the kernel pin more of the reader's pages.
+const LARGEST_READ: u32 = 16 << 10;
+
+impl Filesystem for LxcFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Both only lower what the kernel offers, and the nearest it accepts is as good.
+        let _ = config.set_max_write(LARGEST_READ);
+        let _ = config.set_max_readahead(LARGEST_READ);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match guarded(|| Self::lookup(self, parent, name)) {
+            Ok(attributes) => {
+                let ttl = attributes_ttl(&attributes);
+                reply.entry_with_ttls(&ttl, &TTL, &attributes, Generation(0));
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn getattr(&self, _: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        // Asked with a handle it is not for stat(2) but for lseek(2) to the end, which procfs refuses.
+        if handle.is_some() {
+            return reply.error(fuser::Errno::EINVAL);
+        }
+        self.reply_attributes(node, reply);
+    }
+
+    /// Truncation and new times are accepted and mean nothing, as in procfs; owner and mode are not ours to change.
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let checked = guarded(|| {
+            if mode.is_some() || uid.is_some() || gid.is_some() {
+                Err(Errno::PERM)
+            } else if size.is_some() && handle.is_some() {
+                // ftruncate(2): the file was opened for writing.
+                Ok(())
+            } else {
+                self.check(node, who(request), WRITE)
+            }
+        });
+        match checked {
+            Ok(()) => self.reply_attributes(node, reply),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
+        match guarded(|| self.target(node)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match guarded(|| Self::open(self, node, flags, who(request))) {
+            Ok(handle) => {
+                let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+                reply.opened(handle, direct);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        // A read without an owner is the page cache's, for sendfile(2) or a mapping. Every container would share it.
+        if owner.is_none() {
+            return reply.error(fuser::Errno::EINVAL);
+        }
+        match guarded(|| Self::read(self, node, handle, offset, request.pid())) {
+            Ok(page) => reply.data(slice(&page, offset, size)),
+            Err(error) => {
+                tracing::debug!("read: {error}");
+                reply.error(errno(error.errno));
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(errno(Self::write(self, node)));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.handles.close(handle);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EINVAL);
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        match guarded(|| self.names(node)) {
+            Ok(names) => {
+                let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+                for (next, name) in (1_u64..).zip(&names).skip(skipped) {
+                    if reply.add(name.number, next, name.kind, OsStr::from_bytes(&name.name)) {
+                        break;
+                    }
+                }
+                reply.ok();
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(0, 0, 0, 0, 0, 4_096, 255, 4_096);
+    }
+
+    fn access(&self, request: &Request, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let wanted = |flag, bit| if mask.contains(flag) { bit } else { 0 };
+        let checked = guarded(|| {
+            let bits = wanted(AccessFlags::R_OK, READ) | wanted(AccessFlags::W_OK, WRITE);
+            self.check(node, who(request), bits)?;
+            // No file of ours can be run, not even by root; directories can be passed through by anybody.
+            if mask.contains(AccessFlags::X_OK) { self.check_passage(node) } else { Ok(()) }
+        });
+        match checked {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        // The kernel remembers, and answers EOPNOTSUPP itself from then on.
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        // Only SEEK_DATA and SEEK_HOLE are asked; a seq_file knows neither.
+        reply.error(fuser::Errno::EINVAL);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        events: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // ENOSYS would turn poll off for the whole mount. A file that is always ready says so.
+        let ready = PollEvents::POLLIN
+            | PollEvents::POLLRDNORM
+            | PollEvents::POLLOUT
+            | PollEvents::POLLWRNORM;
+        reply.poll(events & ready);
+    }
+
+    fn mknod(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        _: &OsStr,
+        _: u32,
+        _: u32,
+        _: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+    }
+
+    fn mkdir(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+    }
+
+    fn symlink(&self, _: &Request, parent: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, parent: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        _: &OsStr,
+        _: u32,
+        _: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(errno(self.cannot_make(parent, Errno::ACCESS)));
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        parent: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+    }
+}
+
+impl From<Errno> for crate::error::Error {
+    /// A request that panicked.
+    fn from(errno: Errno) -> Self {
+        Self::because("serve", "a request", errno, "a panic, reported above")
+    }
+}

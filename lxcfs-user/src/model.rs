@@ -1,0 +1,7 @@
+//! Arithmetic and types shared by files: pure, no I/O, no clock.
+
+pub mod container;
+pub mod cpus;
+pub mod file;
+pub mod load;
+pub mod monotonic;

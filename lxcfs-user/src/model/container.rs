@@ -1,0 +1,128 @@
+//! Who asks: one container, as the sources need to know it.
+
+use std::sync::{Arc, Mutex};
+
+use super::load::LoadAverage;
+use super::monotonic::CpuHistory;
+
+/// The cgroups of a container, one per hierarchy, as paths from the root of our own cgroup namespace.
+///
+/// Each is the container's boundary, the root of its cgroup namespace, and not the leaf its init happens to sit in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CgroupPaths {
+    /// `(controllers, path)` in the order of `/proc/PID/cgroup`. `controllers` is comma separated, empty for v2.
+    hierarchies: Vec<(String, String)>,
+}
+
+impl CgroupPaths {
+    /// The content of a `/proc/PID/cgroup`, lines `id:controllers:path`. Lines of another form are left out.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(text);
+        let line = |line: &str| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+        };
+        Self { hierarchies: text.lines().filter_map(line).collect() }
+    }
+
+    /// The path in the cgroup v2 hierarchy.
+    #[must_use]
+    pub fn unified(&self) -> Option<&str> {
+        self.find(str::is_empty)
+    }
+
+    /// The path in the cgroup v1 hierarchy of `controller`, if it has one.
+    #[must_use]
+    pub fn v1(&self, controller: &str) -> Option<&str> {
+        self.find(|controllers| controllers.split(',').any(|name| name == controller))
+    }
+
+    /// All `(controllers, path)`.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.hierarchies.iter().map(|(controllers, path)| (controllers.as_str(), path.as_str()))
+    }
+
+    /// Replaces each path by `boundary(controllers, path)`.
+    #[must_use]
+    pub fn map(&self, mut boundary: impl FnMut(&str, &str) -> String) -> Self {
+        let hierarchies = self.iter().map(|(name, path)| (name.to_owned(), boundary(name, path)));
+        Self { hierarchies: hierarchies.collect() }
+    }
+
+    fn find(&self, matches: impl Fn(&str) -> bool) -> Option<&str> {
+        self.iter().find(|(controllers, _)| matches(controllers)).map(|(_, path)| path)
+    }
+}
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    /// The process whose life is the container's: the init of its pid namespace. A pid in our own pid namespace.
+    pub init: u32,
+    /// When `init` started, nanoseconds of `CLOCK_BOOTTIME`.
+    pub started_ns: u64,
+    /// How many pid namespaces the container's is below ours: which column of `NSpid` is its own numbering.
+    pub pid_depth: usize,
+    /// Where its limits are set and its use is counted.
+    pub cgroups: CgroupPaths,
+    /// What we remember of it from one read to the next. It outlives a move to another cgroup.
+    pub history: Arc<History>,
+}
+
+/// What must be remembered of a container: it is forgotten with it.
+#[derive(Debug, Default)]
+pub struct History {
+    /// The CPU times last shown, which may never run backwards.
+    pub cpu: Mutex<CpuHistory>,
+    /// The load average, where the kernel side does not keep it.
+    pub load: Mutex<Option<LoadHistory>>,
+}
+
+/// A container's load average as it was at the last sample.
+#[derive(Debug, Clone, Default)]
+pub struct LoadHistory {
+    /// The averages at `sampled_ns`.
+    pub average: LoadAverage,
+    /// When the sample was due, nanoseconds of `CLOCK_MONOTONIC`.
+    pub sampled_ns: u64,
+    /// What the sample saw.
+    pub tasks: Tasks,
+    /// CPU time the container had used at the sample, nanoseconds. While it stands still, nothing has run.
+    pub used_ns: Option<u64>,
+}
+
+/// The tasks of a container at one instant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tasks {
+    /// Threads running or waiting for a CPU (state `R`).
+    pub running: u32,
+    /// Threads in uninterruptible sleep that count towards the load (state `D`).
+    pub blocked: u32,
+    /// All threads.
+    pub threads: u32,
+    /// The pid of the newest thread, in the container's own numbering.
+    pub last_pid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_host_has_a_path_per_hierarchy() {
+        let paths =
+            CgroupPaths::parse(b"8:memory:/lxc/c1\n3:cpu,cpuacct:/lxc/c1/x:y\n0::/c1.scope\n");
+        assert_eq!(paths.v1("memory"), Some("/lxc/c1"));
+        assert_eq!(paths.v1("cpuacct"), Some("/lxc/c1/x:y"));
+        assert_eq!(paths.v1("cpu"), Some("/lxc/c1/x:y"));
+        assert_eq!(paths.v1("acct"), None);
+        assert_eq!(paths.unified(), Some("/c1.scope"));
+    }
+
+    #[test]
+    fn garbage_is_no_hierarchy() {
+        let paths = CgroupPaths::parse(b"\xff\n::\n4\n5:cpu\n");
+        assert_eq!(paths.iter().collect::<Vec<_>>(), [("", "")]);
+    }
+}

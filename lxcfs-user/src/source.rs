@@ -1,0 +1,159 @@
+//! Where numbers come from: one trait, a sample struct per group, and the sources behind it.
+//!
+//! A source supplies a group whole or not at all, so that no page mixes two clocks. `Ok(None)` means "not supplied
+//! here"; an error means "supplied here, and it broke".
+
+pub mod cgroup;
+pub mod fake;
+pub mod host;
+pub mod parse;
+pub mod tasks;
+
+use std::fmt;
+
+use crate::error::Result;
+use crate::model::container::{Container, Tasks};
+use crate::model::cpus::{Bandwidth, CpuSet};
+use crate::model::file::{File, Resource};
+use crate::model::load::LoadAverage;
+use crate::model::monotonic::CpuTimes;
+
+/// What is known of one container, by group.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// CPU time used since the container's cgroup was made.
+    fn cpu(&self, container: &Container) -> Result<Option<Cpu>>;
+    /// The CPUs it may run on: the effective cpuset, not the requested one.
+    fn cpuset(&self, container: &Container) -> Result<Option<CpuSet>>;
+    /// The tightest CPU quota of the container and its ancestors. `Ok(None)` also when there is no quota.
+    fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>>;
+    /// Memory used, and the smallest limit of the container and its ancestors.
+    fn memory(&self, container: &Container) -> Result<Option<Memory>>;
+    /// Swap used, and the smallest limit of the container and its ancestors.
+    fn swap(&self, container: &Container) -> Result<Option<Swap>>;
+    /// Block I/O by device.
+    fn io(&self, container: &Container) -> Result<Option<Vec<DeviceIo>>>;
+    /// Load averages and the tasks behind them.
+    fn load(&self, container: &Container) -> Result<Option<Load>>;
+    /// The text of the container's pressure file for `resource`, appended to `text`. `Ok(None)` leaves `text` alone.
+    fn pressure(
+        &self,
+        container: &Container,
+        resource: Resource,
+        text: &mut Vec<u8>,
+    ) -> Result<Option<()>>;
+}
+
+/// What is known of the machine itself. It has no fallback: it belongs to no container.
+pub trait Machine: Send + Sync + fmt::Debug {
+    /// Appends the host's `file`, whole, to `text`.
+    fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()>;
+    /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`).
+    fn boottime_ns(&self) -> u64;
+    /// `USER_HZ`: the unit of the times in `/proc/stat`.
+    fn ticks_per_second(&self) -> u64;
+}
+
+/// CPU time of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// The sum over all CPUs. Idle is not known to a cgroup and 0 here.
+    pub total: CpuTimes,
+    /// By host CPU number, where the kernel keeps it (cgroup v1 `cpuacct.usage_all`).
+    pub per_cpu: Option<Vec<CpuTimes>>,
+}
+
+/// Memory of a container, bytes. `None` where this kernel or hierarchy has no such counter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Smallest limit of the container and its ancestors. `None`: unlimited.
+    pub limit_bytes: Option<u64>,
+    /// All memory charged.
+    pub usage_bytes: u64,
+    /// Page cache, shmem included.
+    pub cache_bytes: u64,
+    /// Anonymous memory on the inactive list, shmem included.
+    pub inactive_anon_bytes: u64,
+    /// Anonymous memory on the active list, shmem included.
+    pub active_anon_bytes: u64,
+    /// Page cache on the inactive list.
+    pub inactive_file_bytes: u64,
+    /// Page cache on the active list.
+    pub active_file_bytes: u64,
+    /// On no list that reclaim looks at.
+    pub unevictable_bytes: u64,
+    /// Anonymous memory, shmem not included.
+    pub anon_bytes: u64,
+    /// Shared memory and tmpfs.
+    pub shmem_bytes: u64,
+    /// Page cache and shmem mapped into address spaces.
+    pub mapped_bytes: u64,
+    /// Page cache waiting to be written.
+    pub dirty_bytes: u64,
+    /// Page cache being written.
+    pub writeback_bytes: u64,
+    /// Swapped-out memory that is also in memory.
+    pub swapcached_bytes: u64,
+    /// Slab memory. v1 counts stacks and page tables together with it (`memory.kmem.usage_in_bytes`).
+    pub slab_bytes: Option<u64>,
+    /// Slab memory the kernel can give back (v2).
+    pub slab_reclaimable_bytes: Option<u64>,
+    /// Slab memory it cannot (v2).
+    pub slab_unreclaimable_bytes: Option<u64>,
+    /// Kernel stacks (v2).
+    pub kernel_stack_bytes: Option<u64>,
+    /// Page tables (v2).
+    pub pagetables_bytes: Option<u64>,
+    /// Page tables of virtual machines (v2).
+    pub sec_pagetables_bytes: Option<u64>,
+    /// Per-CPU allocations (v2).
+    pub percpu_bytes: Option<u64>,
+    /// vmalloc (v2).
+    pub vmalloc_bytes: Option<u64>,
+    /// Anonymous memory in huge pages.
+    pub anon_thp_bytes: Option<u64>,
+    /// Page cache in huge pages (v2).
+    pub file_thp_bytes: Option<u64>,
+    /// shmem in huge pages (v2).
+    pub shmem_thp_bytes: Option<u64>,
+    /// Memory the compressed swap cache takes (v2).
+    pub zswap_bytes: Option<u64>,
+    /// Memory compressed into it (v2).
+    pub zswapped_bytes: Option<u64>,
+}
+
+/// Swap of a container, bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swap {
+    /// Smallest limit of the container and its ancestors. `None`: unlimited.
+    pub limit_bytes: Option<u64>,
+    /// Swap in use.
+    pub used_bytes: u64,
+}
+
+/// Block I/O of a container on one device, since its cgroup was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    /// Major and minor number.
+    pub device: (u32, u32),
+    /// Requests completed: reads, writes, discards.
+    pub reads: u64,
+    /// See `reads`.
+    pub writes: u64,
+    /// See `reads`.
+    pub discards: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Bytes discarded.
+    pub discard_bytes: u64,
+}
+
+/// Load of a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Over 1, 5 and 15 minutes.
+    pub average: LoadAverage,
+    /// The tasks now, or at the last sample.
+    pub tasks: Tasks,
+}

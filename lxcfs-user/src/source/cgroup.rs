@@ -1,0 +1,176 @@
+//! [`Source`] over cgroup files: v1, v2 and hybrid, decided for each controller by what is mounted.
+
+pub mod hierarchy;
+mod v1;
+mod v2;
+
+use std::sync::Arc;
+
+use self::hierarchy::{Cgroup, Hierarchies};
+use super::host::Host;
+use super::{Cpu, DeviceIo, Load, Memory, Source, Swap, tasks};
+use crate::error::Result;
+use crate::model::container::Container;
+use crate::model::cpus::{Bandwidth, CpuSet};
+use crate::model::file::Resource;
+
+/// The fallback behind every other source, and on kernels without BPF the only one.
+#[derive(Debug)]
+pub struct CgroupFiles {
+    hierarchies: Hierarchies,
+    host: Arc<Host>,
+}
+
+/// A controller's place: its own v1 hierarchy, or the unified one.
+enum Place<'a> {
+    V1(Cgroup<'a>),
+    V2(Cgroup<'a>),
+}
+
+impl CgroupFiles {
+    /// Reads through `hierarchies`; tasks are looked up in `host`'s `/proc`.
+    #[must_use]
+    pub const fn new(hierarchies: Hierarchies, host: Arc<Host>) -> Self {
+        Self { hierarchies, host }
+    }
+
+    /// The hierarchies it reads.
+    #[must_use]
+    pub const fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
+    }
+
+    /// Where `controller` is for this container. `None` where the container has no cgroup of its own: the root
+    /// cgroup's numbers are the host's, and belong to no container.
+    fn place<'a>(&'a self, container: &'a Container, controller: &str) -> Option<Place<'a>> {
+        let place = match self.hierarchies.v1(controller) {
+            Some(hierarchy) => Place::V1(hierarchy.cgroup(container.cgroups.v1(controller)?)),
+            None => Place::V2(self.unified(container)?),
+        };
+        let (Place::V1(cgroup) | Place::V2(cgroup)) = &place;
+        (!cgroup.is_root()).then_some(place)
+    }
+
+    fn unified<'a>(&'a self, container: &'a Container) -> Option<Cgroup<'a>> {
+        let cgroup = self.hierarchies.v2()?.cgroup(container.cgroups.unified()?);
+        (!cgroup.is_root()).then_some(cgroup)
+    }
+}
+
+/// Which files supply a group here.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Supply {
+    /// The group, as the method of [`Source`] is called.
+    pub group: &'static str,
+    /// The source, for people.
+    pub from: String,
+}
+
+impl CgroupFiles {
+    /// Which files supply which group on this machine.
+    #[must_use]
+    pub fn supplies(&self) -> Vec<Supply> {
+        const GROUPS: [(&str, &str, &str); 6] = [
+            ("cpu", "cpuacct", "cpuacct.usage_all"),
+            ("cpuset", "cpuset", "cpuset.effective_cpus"),
+            ("bandwidth", "cpu", "cpu.cfs_quota_us"),
+            ("memory", "memory", "memory.stat"),
+            ("swap", "memory", "memory.stat"),
+            ("io", "blkio", "blkio.throttle.*"),
+        ];
+        const UNIFIED: [&str; 6] = [
+            "cpu.stat (total only, spread evenly over the CPUs)",
+            "cpuset.cpus.effective",
+            "cpu.max",
+            "memory.stat",
+            "memory.swap.current",
+            "io.stat",
+        ];
+        let nowhere = || "nothing: no hierarchy has it".to_owned();
+        let v2 = |file: &str| {
+            self.hierarchies.v2().map_or_else(nowhere, |hierarchy| {
+                format!("cgroup v2 {}: {file}", hierarchy.mount_point().display())
+            })
+        };
+        let groups = GROUPS.iter().zip(UNIFIED).map(|(&(group, controller, file), unified)| {
+            let from = match self.hierarchies.v1(controller) {
+                Some(v1) => format!("cgroup v1 {}: {file}", v1.mount_point().display()),
+                None => v2(unified),
+            };
+            Supply { group, from }
+        });
+        let load = "tasks counted every 5 s, from a container's first request on".to_owned();
+        groups
+            .chain([
+                Supply { group: "load", from: load },
+                Supply { group: "pressure", from: v2("*.pressure") },
+            ])
+            .collect()
+    }
+}
+
+impl Source for CgroupFiles {
+    fn cpu(&self, container: &Container) -> Result<Option<Cpu>> {
+        match self.place(container, "cpuacct") {
+            Some(Place::V1(cgroup)) => v1::cpu(&cgroup),
+            Some(Place::V2(cgroup)) => v2::cpu(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn cpuset(&self, container: &Container) -> Result<Option<CpuSet>> {
+        match self.place(container, "cpuset") {
+            Some(Place::V1(cgroup)) => hierarchy::nearest_list(&cgroup, "cpuset.effective_cpus"),
+            Some(Place::V2(cgroup)) => hierarchy::nearest_list(&cgroup, "cpuset.cpus.effective"),
+            None => Ok(None),
+        }
+    }
+
+    fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>> {
+        match self.place(container, "cpu") {
+            Some(Place::V1(cgroup)) => v1::bandwidth(&cgroup),
+            Some(Place::V2(cgroup)) => v2::bandwidth(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn memory(&self, container: &Container) -> Result<Option<Memory>> {
+        match self.place(container, "memory") {
+            Some(Place::V1(cgroup)) => v1::memory(&cgroup),
+            Some(Place::V2(cgroup)) => v2::memory(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn swap(&self, container: &Container) -> Result<Option<Swap>> {
+        match self.place(container, "memory") {
+            Some(Place::V1(cgroup)) => v1::swap(&cgroup),
+            Some(Place::V2(cgroup)) => v2::swap(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn io(&self, container: &Container) -> Result<Option<Vec<DeviceIo>>> {
+        match self.place(container, "blkio") {
+            Some(Place::V1(cgroup)) => v1::io(&cgroup),
+            Some(Place::V2(cgroup)) => v2::io(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn load(&self, container: &Container) -> Result<Option<Load>> {
+        tasks::load(container, self, &self.host)
+    }
+
+    fn pressure(
+        &self,
+        container: &Container,
+        resource: Resource,
+        text: &mut Vec<u8>,
+    ) -> Result<Option<()>> {
+        match self.unified(container) {
+            Some(cgroup) => v2::pressure(&cgroup, resource, text),
+            None => Ok(None),
+        }
+    }
+}

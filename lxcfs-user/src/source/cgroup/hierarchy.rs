@@ -1,0 +1,313 @@
+//! The cgroup hierarchies that are mounted here, held by descriptors, and reading files below them.
+//!
+//! We never mount one: mounting cgroup2 changes its options for the whole host. A descriptor of the root taken once
+//! stays good when `/sys/fs/cgroup` is unmounted or covered later.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::model::cpus::CpuSet;
+use crate::source::host::read_whole;
+use crate::source::parse;
+
+/// One mounted hierarchy.
+#[derive(Debug)]
+pub struct Hierarchy {
+    /// Comma-separated v1 controllers, empty for v2.
+    controllers: String,
+    /// Where it is mounted, for messages.
+    mount_point: PathBuf,
+    /// The cgroup the mount shows as its root: `/`, or what a container runtime bound there.
+    root: String,
+    directory: OwnedFd,
+}
+
+/// All mounted hierarchies.
+#[derive(Debug, Default)]
+pub struct Hierarchies {
+    mounted: Vec<Hierarchy>,
+}
+
+impl Hierarchies {
+    /// Finds the hierarchies in `mountinfo`, the content of `/proc/self/mountinfo`, and opens each.
+    ///
+    /// # Errors
+    /// No hierarchy is mounted at all, or none can be opened.
+    pub fn open(mountinfo: &[u8]) -> Result<Self> {
+        let mut mounted: Vec<Hierarchy> = Vec::new();
+        for (controllers, root, mount_point) in
+            parse::lines(mountinfo).filter_map(parse_mountinfo_line)
+        {
+            if mounted.iter().any(|known| known.controllers == controllers) {
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            if let Ok(directory) = rustix::fs::open(&mount_point, flags, Mode::empty()) {
+                mounted.push(Hierarchy { controllers, mount_point, root, directory });
+            }
+        }
+        if mounted.is_empty() {
+            let path = "/sys/fs/cgroup";
+            return Err(Error::because(
+                "open",
+                path,
+                Errno::NODEV,
+                "no cgroup hierarchy is mounted",
+            )
+            .hint("mount -t cgroup2 none /sys/fs/cgroup"));
+        }
+        Ok(Self { mounted })
+    }
+
+    /// The cgroup v2 hierarchy.
+    #[must_use]
+    pub fn v2(&self) -> Option<&Hierarchy> {
+        self.mounted.iter().find(|hierarchy| hierarchy.controllers.is_empty())
+    }
+
+    /// The v1 hierarchy of `controller`.
+    #[must_use]
+    pub fn v1(&self, controller: &str) -> Option<&Hierarchy> {
+        let has =
+            |hierarchy: &&Hierarchy| hierarchy.controllers.split(',').any(|c| c == controller);
+        self.mounted.iter().find(has)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.mounted.iter()
+    }
+}
+
+/// `(controllers, root, mount point)` of a cgroup mount.
+///
+/// The fields are `id parent major:minor root mount-point options... - type source super-options`; the v1 controllers
+/// are among the super options, where `name=systemd` stands for a hierarchy without controllers.
+fn parse_mountinfo_line(line: &[u8]) -> Option<(String, String, PathBuf)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let mut filesystem = filesystem.split(' ');
+    let kind = filesystem.next()?;
+    let options = filesystem.nth(1)?;
+    let controllers = match kind {
+        "cgroup2" => String::new(),
+        "cgroup" => {
+            let names = options.split(',').filter(|option| is_controller(option));
+            names.collect::<Vec<_>>().join(",")
+        }
+        _ => return None,
+    };
+    let mut mount = mount.split(' ');
+    let root = mount.nth(3)?.to_owned();
+    let mount_point = mount.next()?.replace("\\040", " ");
+    Some((controllers, root, mount_point.into()))
+}
+
+/// Whether a super option of a v1 mount names a controller (or a named hierarchy) and not a mount option.
+fn is_controller(option: &str) -> bool {
+    const OPTIONS: [&str; 9] = [
+        "rw",
+        "ro",
+        "all",
+        "none",
+        "clone_children",
+        "noprefix",
+        "xattr",
+        "cpuset_v2_mode",
+        "favordynmods",
+    ];
+    !OPTIONS.contains(&option) && !option.starts_with("release_agent=")
+}
+
+impl Hierarchy {
+    /// Comma-separated v1 controllers, empty for v2.
+    #[must_use]
+    pub fn controllers(&self) -> &str {
+        &self.controllers
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// The cgroup at `path`, a path of `/proc/PID/cgroup`.
+    #[must_use]
+    pub fn cgroup<'a>(&'a self, path: &'a str) -> Cgroup<'a> {
+        let below = path.strip_prefix(self.root.as_str()).unwrap_or(path);
+        Cgroup { hierarchy: self, path: below.trim_matches('/') }
+    }
+}
+
+/// One cgroup of a hierarchy.
+#[derive(Debug, Clone, Copy)]
+pub struct Cgroup<'a> {
+    hierarchy: &'a Hierarchy,
+    /// Relative to the hierarchy's directory, empty for its root.
+    path: &'a str,
+}
+
+impl<'a> Cgroup<'a> {
+    /// Whether this is the root of the hierarchy, whose numbers are the machine's.
+    #[must_use]
+    pub const fn is_root(&self) -> bool {
+        self.path.is_empty()
+    }
+
+    /// Whether this is a v1 hierarchy.
+    #[must_use]
+    pub const fn is_v1(&self) -> bool {
+        !self.hierarchy.controllers.is_empty()
+    }
+
+    /// The cgroup itself, its parent, and so on to the root of the hierarchy.
+    pub fn ancestry(&self) -> impl Iterator<Item = Self> + use<'a> {
+        let hierarchy = self.hierarchy;
+        std::iter::successors(Some(self.path), |path| match path.rfind('/') {
+            Some(slash) => Some(&path[..slash]),
+            None => (!path.is_empty()).then_some(""),
+        })
+        .map(move |path| Self { hierarchy, path })
+    }
+
+    /// Appends the file's content to `text`. `Ok(false)`: this cgroup has no such file.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read, or the cgroup itself is gone (`ENOENT`).
+    pub fn read(&self, file: &str, text: &mut Vec<u8>) -> Result<bool> {
+        let path = self.relative(file);
+        match open_beneath(&self.hierarchy.directory, &path, OFlags::RDONLY) {
+            Ok(fd) => {
+                read_whole(&fd, text).map_err(|errno| self.error("read", file, errno))?;
+                Ok(true)
+            }
+            Err(Errno::NOENT) if self.exists() => Ok(false),
+            Err(errno) => Err(self.error("open", file, errno)),
+        }
+    }
+
+    /// Reads `file` and parses it. `Ok(None)`: this cgroup has no such file.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when `parse` finds the content malformed.
+    pub fn parse<T>(
+        &self,
+        file: &str,
+        parse: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let mut text = Vec::with_capacity(4_096);
+        if !self.read(file, &mut text)? {
+            return Ok(None);
+        }
+        match parse(&text) {
+            Some(value) => Ok(Some(value)),
+            None => Err(Error::parse(self.display(file), "not the format the kernel documents")),
+        }
+    }
+
+    /// The smallest limit in `file` of the cgroup and its ancestors. `None`: no limit anywhere.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn smallest(&self, file: &str) -> Result<Option<u64>> {
+        let mut smallest = None;
+        for level in self.ancestry() {
+            if let Some(own) = level.parse(file, parse::limit)?.flatten() {
+                smallest = Some(smallest.map_or(own, |smallest: u64| smallest.min(own)));
+            }
+        }
+        Ok(smallest)
+    }
+
+    /// The cgroup's directory, open for listing.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn open_directory(&self) -> Result<OwnedFd> {
+        let path = if self.is_root() { "." } else { self.path };
+        open_beneath(&self.hierarchy.directory, path, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|errno| self.error("open", "", errno))
+    }
+
+    /// The path of `file` in this cgroup as a person would type it.
+    #[must_use]
+    pub fn display(&self, file: &str) -> PathBuf {
+        self.hierarchy.mount_point.join(self.path).join(file)
+    }
+
+    fn exists(&self) -> bool {
+        self.is_root()
+            || rustix::fs::statat(&self.hierarchy.directory, self.path, AtFlags::empty()).is_ok()
+    }
+
+    fn relative(&self, file: &str) -> String {
+        if self.is_root() { file.to_owned() } else { format!("{}/{file}", self.path) }
+    }
+
+    fn error(&self, operation: &'static str, file: &str, errno: Errno) -> Error {
+        Error::io(operation, self.display(file), errno)
+    }
+}
+
+/// Opens `path` below `directory` and nowhere else: a path with `..` comes from a cgroup outside our namespace.
+fn open_beneath(directory: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// The CPU list in `file` of the cgroup, or of the nearest ancestor that has one that is not empty.
+pub(super) fn nearest_list(cgroup: &Cgroup<'_>, file: &str) -> Result<Option<CpuSet>> {
+    for level in cgroup.ancestry() {
+        match level.parse(file, CpuSet::parse)? {
+            Some(list) if !list.is_empty() => return Ok(Some(list)),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Option<(String, String, PathBuf)> {
+        parse_mountinfo_line(line.as_bytes())
+    }
+
+    #[test]
+    fn v1_v2_and_named_hierarchies() {
+        let v2 = parsed(
+            "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate",
+        );
+        assert_eq!(v2, Some((String::new(), "/".to_owned(), "/sys/fs/cgroup".into())));
+        let v1 =
+            parsed("32 24 0:28 /docker/x /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct");
+        let cpu = ("cpu,cpuacct".to_owned(), "/docker/x".to_owned(), "/sys/fs/cgroup/cpu".into());
+        assert_eq!(v1, Some(cpu));
+        let named =
+            parsed("33 24 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd");
+        assert_eq!(named.unwrap().0, "name=systemd");
+        assert_eq!(parsed("34 24 0:30 / /proc rw - proc proc rw"), None);
+        assert_eq!(parsed(""), None);
+    }
+
+    #[test]
+    fn ancestry_ends_at_the_root() {
+        let directory = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
+        let hierarchy = Hierarchy {
+            controllers: String::new(),
+            mount_point: "/sys/fs/cgroup".into(),
+            root: "/".to_owned(),
+            directory,
+        };
+        let cgroup = hierarchy.cgroup("/a/b c/d");
+        let paths: Vec<_> = cgroup.ancestry().map(|level| level.path).collect();
+        assert_eq!(paths, ["a/b c/d", "a/b c", "a", ""]);
+        assert_eq!(cgroup.display("cpu.max"), Path::new("/sys/fs/cgroup/a/b c/d/cpu.max"));
+        assert!(hierarchy.cgroup("/").is_root());
+    }
+}

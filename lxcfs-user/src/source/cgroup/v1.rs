@@ -1,0 +1,192 @@
+//! The groups from cgroup v1 files (Documentation/admin-guide/cgroup-v1/).
+
+use super::hierarchy::Cgroup;
+use crate::error::Result;
+use crate::model::cpus::Bandwidth;
+use crate::model::monotonic::CpuTimes;
+use crate::source::{Cpu, DeviceIo, Memory, Swap, parse};
+
+/// Above this a limit means "none": the kernel prints the largest page counter, rounded to its page size.
+const UNLIMITED_BYTES: u64 = 1 << 62;
+
+/// `cpuacct.usage_all`: user and system time of each CPU, the whole subtree's.
+pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
+    let per_cpu = cgroup.parse("cpuacct.usage_all", parse::cpuacct_usage_all)?;
+    Ok(per_cpu.map(|per_cpu| {
+        let sum = |total: CpuTimes, cpu: &CpuTimes| total.zip(*cpu, u64::saturating_add);
+        let total = per_cpu.iter().fold(CpuTimes::default(), sum);
+        Cpu { total, per_cpu: Some(per_cpu) }
+    }))
+}
+
+/// `cpu.cfs_quota_us` (-1: none) over `cpu.cfs_period_us` of the cgroup and its ancestors.
+pub(super) fn bandwidth(cgroup: &Cgroup<'_>) -> Result<Option<Bandwidth>> {
+    let mut tightest: Option<Bandwidth> = None;
+    for level in cgroup.ancestry() {
+        let quota = level.parse("cpu.cfs_quota_us", |text| Some(parse::single(text)))?.flatten();
+        let Some(quota_us) = quota else { continue };
+        let Some(period_us) = level.parse("cpu.cfs_period_us", parse::single)? else {
+            continue;
+        };
+        if period_us > 0 {
+            let own = Bandwidth { quota_us, period_us };
+            tightest = Some(tightest.map_or(own, |tightest| tightest.min(own)));
+        }
+    }
+    Ok(tightest)
+}
+
+/// `memory.usage_in_bytes` and `memory.stat`, whose `hierarchical_memory_limit` is the minimum over all ancestors and
+/// whose `total_` lines are those of the subtree.
+pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {
+    let Some(usage_bytes) = cgroup.parse("memory.usage_in_bytes", parse::single)? else {
+        return Ok(None);
+    };
+    let slab_bytes = cgroup.parse("memory.kmem.usage_in_bytes", parse::single)?;
+    let mut memory = Memory { usage_bytes, slab_bytes, ..Memory::default() };
+    let found = cgroup.parse("memory.stat", |text| {
+        memory_stat(text, &mut memory);
+        Some(())
+    })?;
+    Ok(found.map(|()| memory))
+}
+
+fn memory_stat(text: &[u8], memory: &mut Memory) {
+    for (key, bytes) in parse::flat_keyed(text) {
+        match key {
+            b"hierarchical_memory_limit" => memory.limit_bytes = limited(bytes),
+            b"total_cache" => memory.cache_bytes = bytes,
+            b"total_rss" => memory.anon_bytes = bytes,
+            b"total_rss_huge" => memory.anon_thp_bytes = Some(bytes),
+            b"total_shmem" => memory.shmem_bytes = bytes,
+            b"total_mapped_file" => memory.mapped_bytes = bytes,
+            b"total_dirty" => memory.dirty_bytes = bytes,
+            b"total_writeback" => memory.writeback_bytes = bytes,
+            b"total_swapcached" => memory.swapcached_bytes = bytes,
+            b"total_inactive_anon" => memory.inactive_anon_bytes = bytes,
+            b"total_active_anon" => memory.active_anon_bytes = bytes,
+            b"total_inactive_file" => memory.inactive_file_bytes = bytes,
+            b"total_active_file" => memory.active_file_bytes = bytes,
+            b"total_unevictable" => memory.unevictable_bytes = bytes,
+            _ => {}
+        }
+    }
+}
+
+/// Memory and swap are limited together (`memsw`): what the limit leaves beyond memory is the swap. Not supplied where
+/// the kernel does not account swap (`swapaccount=0`).
+///
+/// With `memory.swappiness` 0 nothing more is swapped out: the swap in use is all there is.
+pub(super) fn swap(cgroup: &Cgroup<'_>) -> Result<Option<Swap>> {
+    let Some(both) = cgroup.parse("memory.memsw.usage_in_bytes", parse::single)? else {
+        return Ok(None);
+    };
+    let usage = cgroup.parse("memory.usage_in_bytes", parse::single)?.unwrap_or(both);
+    let swap = cgroup.parse("memory.stat", |text| Some(swap_of_stat(text)))?;
+    let (limit_bytes, swapped) = swap.unwrap_or_default();
+    let used_bytes = swapped.unwrap_or(both.saturating_sub(usage));
+    let swappiness = cgroup.parse("memory.swappiness", parse::single)?;
+    let limit_bytes = if swappiness == Some(0) { Some(used_bytes) } else { limit_bytes };
+    Ok(Some(Swap { limit_bytes, used_bytes }))
+}
+
+/// `(limit, used)` of swap, from `memory.stat`.
+fn swap_of_stat(text: &[u8]) -> (Option<u64>, Option<u64>) {
+    let (mut memory, mut both, mut used) = (None, None, None);
+    for (key, bytes) in parse::flat_keyed(text) {
+        match key {
+            b"hierarchical_memory_limit" => memory = limited(bytes),
+            b"hierarchical_memsw_limit" => both = limited(bytes),
+            b"total_swap" => used = Some(bytes),
+            _ => {}
+        }
+    }
+    // Without a limit on memory the whole of both may end up in swap.
+    (both.map(|both| both.saturating_sub(memory.unwrap_or(0))), used)
+}
+
+fn limited(bytes: u64) -> Option<u64> {
+    (bytes < UNLIMITED_BYTES).then_some(bytes)
+}
+
+/// `blkio.throttle.*_recursive`, filled by any I/O scheduler, or BFQ's own files where those are empty.
+pub(super) fn io(cgroup: &Cgroup<'_>) -> Result<Option<Vec<DeviceIo>>> {
+    let mut there = false;
+    for policy in ["throttle", "bfq"] {
+        let mut devices = Vec::new();
+        for (file, field) in [("io_service_bytes", Field::Bytes), ("io_serviced", Field::Requests)]
+        {
+            let name = format!("blkio.{policy}.{file}_recursive");
+            let found = cgroup.parse(&name, |text| {
+                parse::blkio(text).for_each(|entry| add_blkio(&mut devices, field, entry));
+                Some(())
+            })?;
+            there |= found.is_some();
+        }
+        if !devices.is_empty() {
+            return Ok(Some(devices));
+        }
+    }
+    Ok(there.then(Vec::new))
+}
+
+#[derive(Clone, Copy)]
+enum Field {
+    Bytes,
+    Requests,
+}
+
+fn add_blkio(devices: &mut Vec<DeviceIo>, field: Field, entry: ((u32, u32), &[u8], u64)) {
+    let (device, kind, value) = entry;
+    let index = devices.iter().position(|io| io.device == device).unwrap_or_else(|| {
+        devices.push(DeviceIo { device, ..DeviceIo::default() });
+        devices.len() - 1
+    });
+    let io = &mut devices[index];
+    match (field, kind) {
+        (Field::Bytes, b"Read") => io.read_bytes = value,
+        (Field::Bytes, b"Write") => io.write_bytes = value,
+        (Field::Bytes, b"Discard") => io.discard_bytes = value,
+        (Field::Requests, b"Read") => io.reads = value,
+        (Field::Requests, b"Write") => io.writes = value,
+        (Field::Requests, b"Discard") => io.discards = value,
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_lines_count_and_the_largest_counter_is_no_limit() {
+        let mut memory = Memory::default();
+        let text = b"cache 1\nrss 1\nhierarchical_memory_limit 9223372036854771712\n\
+                     total_cache 20\ntotal_rss 30\ntotal_rss_huge 40\ntotal_dirty 50\n";
+        memory_stat(text, &mut memory);
+        assert_eq!(memory.limit_bytes, None);
+        assert_eq!((memory.cache_bytes, memory.anon_bytes, memory.dirty_bytes), (20, 30, 50));
+        assert_eq!(memory.anon_thp_bytes, Some(40));
+    }
+
+    #[test]
+    fn swap_is_what_both_leave_beyond_memory() {
+        let text = b"hierarchical_memory_limit 100\nhierarchical_memsw_limit 150\ntotal_swap 7\n";
+        assert_eq!(swap_of_stat(text), (Some(50), Some(7)));
+        let text = b"hierarchical_memory_limit 100\nhierarchical_memsw_limit 9223372036854771712\n";
+        assert_eq!(swap_of_stat(text), (None, None));
+    }
+
+    #[test]
+    fn bytes_and_requests_meet_by_device() {
+        let mut devices = Vec::new();
+        for entry in parse::blkio(b"8:0 Read 4096\n8:0 Write 8192\n8:16 Read 1\nTotal 3\n") {
+            add_blkio(&mut devices, Field::Bytes, entry);
+        }
+        for entry in parse::blkio(b"8:0 Read 1\n8:0 Write 2\n8:0 Total 3\n") {
+            add_blkio(&mut devices, Field::Requests, entry);
+        }
+        assert_eq!(devices.len(), 2);
+        assert_eq!((devices[0].reads, devices[0].writes, devices[0].write_bytes), (1, 2, 8192));
+    }
+}

@@ -1,0 +1,95 @@
+//! A [`Source`] and a [`Machine`] from struct literals, for tests of everything that reads from one.
+
+use super::{Cpu, DeviceIo, Load, Machine, Memory, Source, Swap};
+use crate::error::{Errno, Error, Result};
+use crate::model::container::Container;
+use crate::model::cpus::{Bandwidth, CpuSet};
+use crate::model::file::{File, Resource};
+
+/// Supplies what its fields hold, to any container. A field left `None` is a group that is not supplied.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "each field is the group of its name")]
+pub struct FakeSource {
+    pub cpu: Option<Cpu>,
+    pub cpuset: Option<CpuSet>,
+    pub bandwidth: Option<Bandwidth>,
+    pub memory: Option<Memory>,
+    pub swap: Option<Swap>,
+    pub io: Option<Vec<DeviceIo>>,
+    pub load: Option<Load>,
+    pub pressure: Option<String>,
+    /// Every group fails with this errno instead.
+    pub broken: Option<Errno>,
+}
+
+impl FakeSource {
+    fn supply<T: Clone>(&self, group: &'static str, value: &Option<T>) -> Result<Option<T>> {
+        match self.broken {
+            Some(errno) => Err(Error::io("read", group, errno)),
+            None => Ok(value.clone()),
+        }
+    }
+}
+
+impl Source for FakeSource {
+    fn cpu(&self, _: &Container) -> Result<Option<Cpu>> {
+        self.supply("cpu", &self.cpu)
+    }
+
+    fn cpuset(&self, _: &Container) -> Result<Option<CpuSet>> {
+        self.supply("cpuset", &self.cpuset)
+    }
+
+    fn bandwidth(&self, _: &Container) -> Result<Option<Bandwidth>> {
+        self.supply("bandwidth", &self.bandwidth)
+    }
+
+    fn memory(&self, _: &Container) -> Result<Option<Memory>> {
+        self.supply("memory", &self.memory)
+    }
+
+    fn swap(&self, _: &Container) -> Result<Option<Swap>> {
+        self.supply("swap", &self.swap)
+    }
+
+    fn io(&self, _: &Container) -> Result<Option<Vec<DeviceIo>>> {
+        self.supply("io", &self.io)
+    }
+
+    fn load(&self, _: &Container) -> Result<Option<Load>> {
+        self.supply("load", &self.load)
+    }
+
+    fn pressure(&self, _: &Container, _: Resource, text: &mut Vec<u8>) -> Result<Option<()>> {
+        let pressure = self.supply("pressure", &self.pressure)?;
+        Ok(pressure.map(|pressure| text.extend_from_slice(pressure.as_bytes())))
+    }
+}
+
+/// A machine with the files given, booted `boottime_ns` ago.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "each field is what the trait's method of its name returns")]
+pub struct FakeMachine {
+    pub files: Vec<(File, String)>,
+    pub boottime_ns: u64,
+}
+
+impl Machine for FakeMachine {
+    fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
+        match self.files.iter().find(|(known, _)| *known == file) {
+            Some((_, content)) => {
+                text.extend_from_slice(content.as_bytes());
+                Ok(())
+            }
+            None => Err(Error::io("read", file.path(), Errno::NOENT)),
+        }
+    }
+
+    fn boottime_ns(&self) -> u64 {
+        self.boottime_ns
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        100
+    }
+}

@@ -1,0 +1,181 @@
+//! The machine itself: `/proc`, `/sys`, the clock.
+//!
+//! Files are opened once, before we mount, and read by position from then on. Nothing mounted later over `/proc` (our
+//! own files, most likely) can make a request wait for itself.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::time::ClockId;
+
+use super::Machine;
+use crate::error::{Errno, Error, Result};
+use crate::model::file::File;
+
+/// The host's files by descriptor.
+#[derive(Debug)]
+pub struct Host {
+    /// A `/proc` of our own pid namespace that nothing can be mounted over.
+    proc: OwnedFd,
+    /// A `/sys` likewise.
+    sys: OwnedFd,
+    /// Kept descriptors in the order of [`File::ALL`]; `Err` is why the machine has no such file.
+    files: Vec<Result<OwnedFd, Errno>>,
+}
+
+impl Host {
+    /// Opens everything.
+    ///
+    /// # Errors
+    /// `/proc` or `/sys` is not there. A single file that is missing is an error when it is read.
+    pub fn open() -> Result<Self> {
+        let proc = open_tree("proc", "/proc")?;
+        let sys = open_tree("sysfs", "/sys")?;
+        let files = File::ALL.iter().map(|&file| open_file(&proc, &sys, file)).collect();
+        Ok(Self { proc, sys, files })
+    }
+
+    /// The host's `/proc`, for looking up processes.
+    #[must_use]
+    pub const fn proc(&self) -> &OwnedFd {
+        &self.proc
+    }
+
+    /// The host's `/sys`.
+    #[must_use]
+    pub const fn sys(&self) -> &OwnedFd {
+        &self.sys
+    }
+
+    /// The permissions of the host's `file`; `None` where this machine has no such file.
+    #[must_use]
+    pub fn mode(&self, file: File) -> Option<u32> {
+        let fd = self.files[slot(file)].as_ref().ok()?;
+        Some(rustix::fs::fstat(fd).ok()?.st_mode & 0o777)
+    }
+
+    /// Appends `/proc/<path>` to `text`.
+    ///
+    /// # Errors
+    /// The errno of opening or reading it.
+    pub fn read_proc(&self, path: &str, text: &mut Vec<u8>) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.proc, path, flags, Mode::empty())?;
+        read_whole(&fd, text)
+    }
+}
+
+impl Machine for Host {
+    fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
+        let read = match &self.files[slot(file)] {
+            Ok(fd) => read_whole(fd, text),
+            Err(errno) => Err(*errno),
+        };
+        read.map_err(|errno| Error::io("read", full_path(file), errno))
+    }
+
+    fn boottime_ns(&self) -> u64 {
+        clock_ns(ClockId::Boottime)
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        static TICKS: OnceLock<u64> = OnceLock::new();
+        *TICKS.get_or_init(rustix::param::clock_ticks_per_second)
+    }
+}
+
+/// Nanoseconds of `clock`, which never reads negative for the clocks we use.
+#[must_use]
+pub fn clock_ns(clock: ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or_default();
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// Where [`Host::files`] has `file`.
+fn slot(file: File) -> usize {
+    File::ALL.iter().position(|&known| known == file).unwrap_or_default()
+}
+
+/// The file's path on the host.
+fn full_path(file: File) -> String {
+    format!("/{}", file.path())
+}
+
+/// A new instance of `kind`, mounted nowhere; where that is not allowed (in a container), the one at `path`.
+fn open_tree(kind: &str, path: &str) -> Result<OwnedFd> {
+    let detached = || {
+        let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    detached()
+        .or_else(|_: Errno| rustix::fs::open(path, flags, Mode::empty()))
+        .map_err(|errno| Error::io("open", path, errno))
+}
+
+/// Opens a host file to keep.
+///
+/// What `/proc` shows at its usual place wins if another filesystem is mounted there: in a container that is the outer
+/// lxcfs, whose view is the machine we live on.
+fn open_file(proc: &OwnedFd, sys: &OwnedFd, file: File) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let (tree, below) = match file.path().strip_prefix("proc/") {
+        Some(below) => (proc, below),
+        None => (sys, file.path().trim_start_matches("sys/")),
+    };
+    if let Ok(fd) = rustix::fs::open(full_path(file), flags, Mode::empty()) {
+        let kind = rustix::fs::fstatfs(&fd)?.f_type;
+        if kind != rustix::fs::fstatfs(tree)?.f_type {
+            return Ok(fd);
+        }
+    }
+    rustix::fs::openat(tree, below, flags, Mode::empty())
+}
+
+/// Appends everything from the start of the file to `text`, by position: the descriptor can be shared.
+pub(crate) fn read_whole(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
+    /// The kernel renders at most a page at a time for most files; more room saves a call on the long ones.
+    const STEP: usize = 8 << 10;
+    /// No file of the kernel comes near; a file that does is not one of the kernel's.
+    const MOST: usize = 64 << 20;
+
+    let start = text.len();
+    loop {
+        text.reserve(STEP);
+        let offset = (text.len() - start) as u64;
+        match rustix::io::pread(fd, rustix::buffer::spare_capacity(text), offset) {
+            Ok(0) => return Ok(()),
+            Ok(_) if text.len() - start > MOST => return Err(Errno::FBIG),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                text.truncate(start);
+                return Err(errno);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_live_host_can_be_read_twice_from_one_descriptor() {
+        let host = Host::open().unwrap();
+        for _ in 0..2 {
+            let mut text = Vec::new();
+            host.read(File::Meminfo, &mut text).unwrap();
+            assert!(text.starts_with(b"MemTotal:"), "{}", String::from_utf8_lossy(&text));
+            host.read(File::Uptime, &mut text).unwrap();
+        }
+        assert!(host.boottime_ns() > 0);
+    }
+}

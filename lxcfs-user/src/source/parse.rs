@@ -1,0 +1,264 @@
+//! The kernel's text formats, from bytes to values: pure, and fed with garbage in the tests.
+//!
+//! A line of another form is left out and never ends the parse: one odd device must not hide the others.
+
+use crate::model::cpus::Bandwidth;
+use crate::model::monotonic::CpuTimes;
+use crate::source::DeviceIo;
+
+/// An unsigned decimal number. More than 64 bits saturate; a sign or any other character is no number.
+#[must_use]
+pub fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(digits.iter().fold(0_u64, |value, digit| {
+        value.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
+    }))
+}
+
+/// The fields of a line, split at runs of white space.
+pub fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty())
+}
+
+/// The lines of a text, without their ends.
+pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| byte == b'\n')
+}
+
+/// The one number of a file like `memory.current`.
+#[must_use]
+pub fn single(text: &[u8]) -> Option<u64> {
+    number(text.trim_ascii())
+}
+
+/// A limit like `memory.max`: a number, or `max` for none. The outer `None` is a malformed file.
+#[must_use]
+pub fn limit(text: &[u8]) -> Option<Option<u64>> {
+    match text.trim_ascii() {
+        b"max" => Some(None),
+        digits => number(digits).map(Some),
+    }
+}
+
+/// The pairs of a flat keyed file like `memory.stat`: a `key value` on each line.
+pub fn flat_keyed(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+    lines(text).filter_map(|line| {
+        let mut fields = fields(line);
+        Some((fields.next()?, number(fields.next()?)?))
+    })
+}
+
+/// `cpu.max`: `quota period`, or `max period`. The outer `None` is a malformed file.
+#[must_use]
+pub fn cpu_max(text: &[u8]) -> Option<Option<Bandwidth>> {
+    let mut fields = fields(text);
+    let quota_us = limit(fields.next()?)?;
+    let period_us = number(fields.next()?).filter(|&period| period > 0)?;
+    Some(quota_us.map(|quota_us| Bandwidth { quota_us, period_us }))
+}
+
+/// `cpu.stat`: the time used, in nanoseconds although the file has microseconds.
+///
+/// `nice_usec` (6.11) is part of `user_usec`; the files of `/proc` show the two apart.
+#[must_use]
+pub fn cpu_stat(text: &[u8]) -> Option<CpuTimes> {
+    let (mut user, mut nice, mut system) = (None, 0, None);
+    for (key, value_us) in flat_keyed(text) {
+        match key {
+            b"user_usec" => user = Some(value_us),
+            b"nice_usec" => nice = value_us,
+            b"system_usec" => system = Some(value_us),
+            _ => {}
+        }
+    }
+    let nice_us = nice.min(user?);
+    Some(CpuTimes {
+        user_ns: (user? - nice_us).saturating_mul(1_000),
+        nice_ns: nice_us.saturating_mul(1_000),
+        system_ns: system?.saturating_mul(1_000),
+        ..CpuTimes::default()
+    })
+}
+
+/// `cpuacct.usage_all`: `cpu user system` in nanoseconds, one line for each possible CPU. Index = CPU number.
+#[must_use]
+pub fn cpuacct_usage_all(text: &[u8]) -> Option<Vec<CpuTimes>> {
+    let mut cpus: Vec<CpuTimes> = Vec::new();
+    for line in lines(text).skip(1) {
+        let mut fields = fields(line);
+        let Some(index) = fields.next() else { continue };
+        // Lines come in ascending order without gaps; a file that says otherwise is not this file.
+        if number(index) != Some(cpus.len() as u64) {
+            return None;
+        }
+        cpus.push(CpuTimes {
+            user_ns: number(fields.next()?)?,
+            system_ns: number(fields.next()?)?,
+            ..CpuTimes::default()
+        });
+    }
+    (!cpus.is_empty()).then_some(cpus)
+}
+
+/// `major:minor`.
+#[must_use]
+pub fn device(field: &[u8]) -> Option<(u32, u32)> {
+    let colon = field.iter().position(|&byte| byte == b':')?;
+    let (major, minor) = (number(&field[..colon])?, number(&field[colon + 1..])?);
+    Some((major.try_into().ok()?, minor.try_into().ok()?))
+}
+
+/// `io.stat` (v2): `major:minor rbytes=N wbytes=N rios=N wios=N dbytes=N dios=N ...`.
+///
+/// Some kernels print a device on a line of its own and its numbers behind the next one, or `(unknown)` for a device
+/// that is gone: fields before any device are left out.
+#[must_use]
+pub fn io_stat(text: &[u8]) -> Vec<DeviceIo> {
+    let mut devices: Vec<DeviceIo> = Vec::new();
+    for line in lines(text) {
+        let mut current = None;
+        for field in fields(line) {
+            if let Some(device) = device(field) {
+                current = Some(DeviceIo { device, ..DeviceIo::default() });
+            } else if let Some(io) = &mut current {
+                let Some(equals) = field.iter().position(|&byte| byte == b'=') else {
+                    continue;
+                };
+                let Some(value) = number(&field[equals + 1..]) else {
+                    continue;
+                };
+                match &field[..equals] {
+                    b"rbytes" => io.read_bytes = value,
+                    b"wbytes" => io.write_bytes = value,
+                    b"rios" => io.reads = value,
+                    b"wios" => io.writes = value,
+                    b"dbytes" => io.discard_bytes = value,
+                    b"dios" => io.discards = value,
+                    _ => {}
+                }
+            }
+        }
+        devices.extend(current);
+    }
+    devices
+}
+
+/// A `blkio.*.io_service_bytes` or `io_serviced` (v1): `major:minor Kind N`. Returns `(device, kind, number)`.
+pub fn blkio(text: &[u8]) -> impl Iterator<Item = ((u32, u32), &[u8], u64)> {
+    lines(text).filter_map(|line| {
+        let mut fields = fields(line);
+        Some((device(fields.next()?)?, fields.next()?, number(fields.next()?)?))
+    })
+}
+
+/// What we need of `/proc/PID/stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PidStat {
+    /// One letter: `R`, `S`, `D`, ...
+    pub state: u8,
+    /// The parent's pid.
+    pub parent: u32,
+    /// When it started, in ticks since boot (field 22).
+    pub start_ticks: u64,
+}
+
+/// `/proc/PID/stat`. The second field is a name in parentheses that may hold spaces and parentheses itself, so the
+/// fields are counted from the last closing one.
+#[must_use]
+pub fn pid_stat(text: &[u8]) -> Option<PidStat> {
+    let close = text.iter().rposition(|&byte| byte == b')')?;
+    let mut rest = fields(&text[close + 1..]);
+    let state = *rest.next()?.first()?;
+    let parent = number(rest.next()?)?.try_into().ok()?;
+    // State is field 3, the parent field 4; between the parent and field 22 lie 17.
+    let start_ticks = number(rest.nth(17)?)?;
+    Some(PidStat { state, parent, start_ticks })
+}
+
+/// The numbers behind `key` in a `/proc/PID/status`: `NSpid:  4711  1`.
+#[must_use]
+pub fn status_numbers(text: &[u8], key: &[u8]) -> Option<Vec<u32>> {
+    let line = lines(text).find_map(|line| line.strip_prefix(key)?.strip_prefix(b":"))?;
+    fields(line).map(|field| number(field)?.try_into().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn numbers_saturate_and_refuse_signs() {
+        assert_eq!(number(b"18446744073709551615"), Some(u64::MAX));
+        assert_eq!(number(b"99999999999999999999"), Some(u64::MAX));
+        for text in [&b""[..], b"-1", b"+1", b" 1", b"0x1", b"1.5", b"\xff"] {
+            assert_eq!(number(text), None);
+        }
+    }
+
+    #[test]
+    fn limits_and_bandwidth() {
+        assert_eq!(limit(b"max\n"), Some(None));
+        assert_eq!(limit(b"268435456\n"), Some(Some(268_435_456)));
+        assert_eq!(limit(b"\n"), None);
+        let half = Bandwidth { quota_us: 50_000, period_us: 100_000 };
+        assert_eq!(cpu_max(b"50000 100000\n"), Some(Some(half)));
+        assert_eq!(cpu_max(b"max 100000\n"), Some(None));
+        assert_eq!(cpu_max(b"50000 0\n"), None);
+        assert_eq!(cpu_max(b""), None);
+    }
+
+    #[test]
+    fn nice_time_is_taken_out_of_user_time() {
+        let times =
+            cpu_stat(b"usage_usec 30\nuser_usec 20\nsystem_usec 10\nnice_usec 5\n").unwrap();
+        assert_eq!((times.user_ns, times.nice_ns, times.system_ns), (15_000, 5_000, 10_000));
+        assert_eq!(cpu_stat(b"usage_usec 30\n"), None);
+    }
+
+    #[test]
+    fn usage_all_is_indexed_by_cpu() {
+        let cpus = cpuacct_usage_all(b"cpu user system\n0 7 8\n1 9 10\n").unwrap();
+        assert_eq!(
+            cpus.iter().map(|cpu| (cpu.user_ns, cpu.system_ns)).collect::<Vec<_>>(),
+            [(7, 8), (9, 10)]
+        );
+        assert_eq!(cpuacct_usage_all(b"cpu user system\n"), None);
+        assert_eq!(cpuacct_usage_all(b"cpu user system\n1 7 8\n"), None);
+    }
+
+    #[test]
+    fn an_unknown_device_hides_no_other() {
+        let text = b"(unknown) rbytes=1\n8:0 8:16 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n254:0 \n";
+        let devices = io_stat(text);
+        assert_eq!(devices.iter().map(|io| io.device).collect::<Vec<_>>(), [(8, 16), (254, 0)]);
+        assert_eq!((devices[0].read_bytes, devices[0].reads), (4096, 1));
+    }
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses() {
+        let text =
+            b"4711 (a) R b ((c) S 1 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2\n";
+        assert_eq!(pid_stat(text), Some(PidStat { state: b'S', parent: 1, start_ticks: 98_765 }));
+        assert_eq!(pid_stat(b"4711 (x"), None);
+    }
+
+    #[test]
+    fn pids_in_nested_namespaces() {
+        let text = b"Name:\tx\nNSpid:\t4711\t17\t1\nNSpgid:\t1\n";
+        assert_eq!(status_numbers(text, b"NSpid"), Some(vec![4711, 17, 1]));
+        assert_eq!(status_numbers(text, b"NStgid"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics_on_garbage(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text));
+            let _ = (io_stat(&text), blkio(&text).count(), pid_stat(&text), flat_keyed(&text).count());
+            let _ = (status_numbers(&text, b"NSpid"), device(&text));
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! A cgroup of the same name in every hierarchy of this machine, v1 and v2 alike.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Controllers the tests set limits with.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "memory", "io", "pids"];
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone)]
+struct Hierarchy {
+    mount_point: PathBuf,
+    /// Empty for v2.
+    controllers: String,
+}
+
+/// A cgroup in every hierarchy. Dropping it kills what is in it and removes it with everything below.
+#[derive(Debug)]
+pub struct Cgroup {
+    hierarchies: Vec<Hierarchy>,
+    name: String,
+    is_child: bool,
+}
+
+impl Cgroup {
+    /// Makes a new one below the root, under a name nobody else has.
+    ///
+    /// # Errors
+    /// Not root, or no hierarchy is mounted.
+    pub fn new(name: &str) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("lxcfs-test-{}-{number}-{name}", std::process::id());
+        let hierarchies = hierarchies()?;
+        for root in hierarchies.iter().filter(|hierarchy| hierarchy.controllers.is_empty()) {
+            enable_controllers(&root.mount_point);
+        }
+        let cgroup = Self { hierarchies, name, is_child: false };
+        cgroup.make()?;
+        Ok(cgroup)
+    }
+
+    /// Makes one below this one in which processes can be but no limits set. It goes when this one goes.
+    ///
+    /// # Errors
+    /// It exists already, or this one is gone.
+    pub fn leaf(&self, name: &str) -> Result<Self> {
+        let name = format!("{}/{name}", self.name);
+        let leaf = Self { hierarchies: self.hierarchies.clone(), name, is_child: true };
+        leaf.make()?;
+        Ok(leaf)
+    }
+
+    /// Makes one below this one in which limits can be set; on v2 no process can then be in this one itself.
+    ///
+    /// # Errors
+    /// It exists already, or this one is gone.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        for directory in self.directories().filter(|(_, controllers)| controllers.is_empty()) {
+            enable_controllers(&directory.0);
+        }
+        self.leaf(name)
+    }
+
+    fn make(&self) -> Result<()> {
+        for (directory, controllers) in self.directories() {
+            fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+            if controllers == "cpuset" {
+                // A v1 cpuset is empty at first, and nothing can run in it.
+                for file in ["cpuset.mems", "cpuset.cpus"] {
+                    let parent = fs::read_to_string(directory.join("..").join(file))?;
+                    fs::write(directory.join(file), parent)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The path from the root of each hierarchy.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/{}", self.name)
+    }
+
+    /// The `cgroup.procs` of each hierarchy: a process that writes itself to all of them is in the cgroup.
+    #[must_use]
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        self.directories().map(|(directory, _)| directory.join("cgroup.procs")).collect()
+    }
+
+    /// Whether the machine is pure cgroup v2.
+    #[must_use]
+    pub fn is_pure_v2(&self) -> bool {
+        self.hierarchies.iter().all(|hierarchy| hierarchy.controllers.is_empty())
+    }
+
+    /// Limits memory.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_memory(&self, bytes: u64) -> Result<()> {
+        self.set("memory", "memory.limit_in_bytes", "memory.max", &bytes.to_string())
+    }
+
+    /// Limits the CPU time to `quota_us` in every `period_us`.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_cpu(&self, quota_us: u64, period_us: u64) -> Result<()> {
+        if self.v1("cpu").is_some() {
+            self.set("cpu", "cpu.cfs_period_us", "", &period_us.to_string())?;
+            self.set("cpu", "cpu.cfs_quota_us", "", &quota_us.to_string())
+        } else {
+            self.set("cpu", "", "cpu.max", &format!("{quota_us} {period_us}"))
+        }
+    }
+
+    /// Limits the CPUs to a list like `0-1`.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_cpus(&self, list: &str) -> Result<()> {
+        self.set("cpuset", "cpuset.cpus", "cpuset.cpus", list)
+    }
+
+    /// Reads a file of the cgroup: `v1_file` where `controller` has a hierarchy of its own, else `v2_file`.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn read(&self, controller: &str, v1_file: &str, v2_file: &str) -> Result<String> {
+        let path = self.file(controller, v1_file, v2_file)?;
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Moves a process here.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn add(&self, pid: u32) -> Result<()> {
+        for file in self.procs_files() {
+            fs::write(&file, pid.to_string())
+                .with_context(|| format!("write {pid} to {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, controller: &str, v1_file: &str, v2_file: &str, value: &str) -> Result<()> {
+        let path = self.file(controller, v1_file, v2_file)?;
+        fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
+    }
+
+    fn file(&self, controller: &str, v1_file: &str, v2_file: &str) -> Result<PathBuf> {
+        match self.v1(controller) {
+            Some(directory) => Ok(directory.join(v1_file)),
+            None => self
+                .directories()
+                .find(|(_, controllers)| controllers.is_empty())
+                .map(|(directory, _)| directory.join(v2_file))
+                .with_context(|| format!("no hierarchy has the controller {controller}")),
+        }
+    }
+
+    fn v1(&self, controller: &str) -> Option<PathBuf> {
+        self.directories()
+            .find(|(_, controllers)| controllers.split(',').any(|name| name == controller))
+            .map(|(directory, _)| directory)
+    }
+
+    fn directories(&self) -> impl Iterator<Item = (PathBuf, &str)> {
+        self.hierarchies.iter().map(|hierarchy| {
+            (hierarchy.mount_point.join(&self.name), hierarchy.controllers.as_str())
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if !self.is_child {
+            for (directory, _) in self.directories() {
+                remove(&directory);
+            }
+        }
+    }
+}
+
+/// Kills what is in the cgroup and removes it, from the bottom up. It must not fail: a test that leaves a cgroup
+/// behind disturbs the next one.
+fn remove(directory: &Path) {
+    let below = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove(&entry.path());
+    }
+    crate::wait_for(&format!("{} to be removed", directory.display()), || {
+        let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        fs::remove_dir(directory).is_ok() || !directory.exists()
+    });
+}
+
+/// Delegates what the tests need to the children of `directory`. What a kernel does not have is missed when it is used.
+fn enable_controllers(directory: &Path) {
+    for controller in CONTROLLERS {
+        let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+/// The `cgroup.procs` of the root of each hierarchy.
+pub(crate) fn root_procs_files() -> Result<Vec<PathBuf>> {
+    Ok(hierarchies()?.into_iter().map(|root| root.mount_point.join("cgroup.procs")).collect())
+}
+
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((mount, filesystem)) = line.split_once(" - ") else {
+            continue;
+        };
+        let fields: Vec<_> = filesystem.split(' ').collect();
+        let controllers = match fields.as_slice() {
+            ["cgroup2", ..] => String::new(),
+            ["cgroup", _, options] if !options.contains("name=") => {
+                let names = options.split(',').filter(|name| !matches!(*name, "rw" | "ro"));
+                names.collect::<Vec<_>>().join(",")
+            }
+            _ => continue,
+        };
+        let Some(mount_point) = mount.split(' ').nth(4) else {
+            continue;
+        };
+        if !found.iter().any(|known| known.controllers == controllers) {
+            found.push(Hierarchy { mount_point: mount_point.into(), controllers });
+        }
+    }
+    if found.is_empty() {
+        bail!("no cgroup hierarchy is mounted");
+    }
+    Ok(found)
+}

@@ -1,0 +1,229 @@
+//! A daemon on a mount point of its own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A running `lxcfs`. Dropping it ends it, and everything it left is an error.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    mount_point: PathBuf,
+    directory: PathBuf,
+}
+
+impl Daemon {
+    /// Starts one with default options.
+    ///
+    /// # Errors
+    /// It does not come to serve.
+    pub fn start() -> Result<Self> {
+        Self::with(&[] as &[&str])
+    }
+
+    /// Starts one with further `options`.
+    ///
+    /// # Errors
+    /// It does not come to serve.
+    pub fn with<S: AsRef<OsStr>>(options: &[S]) -> Result<Self> {
+        Self::start_in(new_directory()?, options)
+    }
+
+    /// Starts one in the directory of another that has ended.
+    ///
+    /// # Errors
+    /// It does not come to serve.
+    pub fn start_in<S: AsRef<OsStr>>(directory: PathBuf, options: &[S]) -> Result<Self> {
+        Self::launch(directory.join("mnt"), directory, options)
+    }
+
+    /// Starts one that mounts at `mount_point`.
+    ///
+    /// # Errors
+    /// It does not come to serve.
+    pub fn start_at<S: AsRef<OsStr>>(mount_point: PathBuf, options: &[S]) -> Result<Self> {
+        Self::launch(mount_point, new_directory()?, options)
+    }
+
+    fn launch<S: AsRef<OsStr>>(
+        mount_point: PathBuf,
+        directory: PathBuf,
+        options: &[S],
+    ) -> Result<Self> {
+        let child = command_at(&directory, &mount_point)
+            .args(options)
+            .stderr(Stdio::from(fs::File::create(directory.join("log"))?))
+            // A Ctrl-C is for us, and we end it in good order.
+            .process_group(0)
+            .spawn()
+            .context("start lxcfs: is it built?")?;
+        let mut daemon = Self { child, mount_point, directory };
+        let deadline = Instant::now() + crate::patience(Duration::from_secs(10));
+        while !daemon.log().contains("serving at") {
+            if daemon.has_ended()? {
+                bail!("lxcfs has ended: {}", daemon.log());
+            }
+            if Instant::now() > deadline {
+                bail!("lxcfs does not come to serve: {}", daemon.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(daemon)
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("wait for lxcfs")?.is_some())
+    }
+
+    /// The option that tells a subcommand where this daemon's runtime directory is, with a space before it.
+    #[must_use]
+    pub fn runtime_option(&self) -> String {
+        format!(" --runtime-dir {}", self.directory.join("run").display())
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn mount_point(&self) -> PathBuf {
+        self.mount_point.clone()
+    }
+
+    /// Its directory, with `mnt`, `run` and `log` in it.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A file below the mount point.
+    #[must_use]
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.mount_point().join(file)
+    }
+
+    /// What it logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Runs a subcommand that speaks to this daemon.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let runtime_dir = self.directory.join("run");
+        let output = Command::new(crate::program("lxcfs"))
+            .args(arguments)
+            .arg("--runtime-dir")
+            .arg(runtime_dir)
+            .output()?;
+        Ok(output)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        kill(Pid::from_raw(pid), signal).context("signal lxcfs")
+    }
+
+    /// Ends it with SIGTERM and waits.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait()
+    }
+
+    /// Kills it as a crash would, and waits.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn crash(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.child.wait().context("wait for lxcfs")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.stop();
+        }
+        // A crashed daemon leaves its mount; tests of crashes rely on it until here.
+        let _ = umount2(&self.mount_point(), MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A new directory with a mount point and a runtime directory in it.
+///
+/// # Errors
+/// It cannot be made.
+pub fn new_directory() -> Result<PathBuf> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("lxcfs-test-{}-{number}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
+    for below in ["mnt", "run"] {
+        fs::create_dir_all(directory.join(below)).context("make a directory for the daemon")?;
+    }
+    Ok(directory)
+}
+
+/// The command line of a daemon in `directory`.
+#[must_use]
+pub fn command(directory: &Path) -> Command {
+    command_at(directory, &directory.join("mnt"))
+}
+
+fn command_at(directory: &Path, mount_point: &Path) -> Command {
+    let mut command = Command::new(crate::program("lxcfs"));
+    command.arg("--runtime-dir").arg(directory.join("run")).arg(mount_point);
+    command
+}
+
+/// Whether anything is mounted at or below `path`.
+///
+/// # Panics
+/// mountinfo cannot be read.
+#[must_use]
+pub fn is_mounted(path: &Path) -> bool {
+    let mut mounts = String::new();
+    fs::File::open("/proc/self/mountinfo")
+        .and_then(|mut file| file.read_to_string(&mut mounts))
+        .expect("mountinfo can be read");
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(path)))
+}

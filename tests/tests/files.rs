@@ -1,0 +1,230 @@
+//! What a limited container reads in every file, and what the host reads through the same mount.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use lxcfs::model::file::File;
+use lxcfs_tests::cgroup::Cgroup;
+use lxcfs_tests::container::Container;
+use lxcfs_tests::mount::Daemon;
+use procfs::prelude::*;
+
+const LIMIT_BYTES: u64 = 256 << 20;
+
+/// A cgroup with 256 MiB, one CPU's time and the second CPU.
+fn limited() -> Result<Cgroup> {
+    let cgroup = Cgroup::new("limited")?;
+    cgroup.limit_memory(LIMIT_BYTES)?;
+    cgroup.limit_cpu(100_000, 100_000)?;
+    cgroup.limit_cpus("1")?;
+    Ok(cgroup)
+}
+
+fn read(daemon: &Daemon, cgroup: &Cgroup, file: File) -> Result<String> {
+    let path = daemon.path(file.path());
+    Container::new(cgroup).sh(&format!("cat {}", path.display()))
+}
+
+/// Every file as a container reads it, parsed by code that is not ours.
+#[test]
+fn every_file_of_a_container_parses() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = limited()?;
+    for file in File::ALL {
+        let text = read(&daemon, &cgroup, file).with_context(|| format!("{file:?}"))?;
+        let bytes = text.as_bytes();
+        match file {
+            File::Cpuinfo => ensure!(procfs::CpuInfo::from_read(bytes)?.num_cores() == 1, "{text}"),
+            File::Diskstats => drop(procfs::DiskStats::from_read(bytes)?),
+            File::Loadavg => drop(procfs::LoadAverage::from_read(bytes)?),
+            File::Meminfo => {
+                let meminfo = procfs::Meminfo::from_read(bytes)?;
+                ensure!(meminfo.mem_total == LIMIT_BYTES, "{text}");
+                ensure!(meminfo.mem_available.is_some_and(|free| free <= LIMIT_BYTES), "{text}");
+            }
+            File::Slabinfo => ensure!(text.starts_with("slabinfo - version"), "{text}"),
+            File::Stat => {
+                let stat = procfs::KernelStats::from_read(bytes, procfs::current_system_info())?;
+                ensure!(stat.cpu_time.len() == 1 && stat.procs_running >= Some(1), "{text}");
+            }
+            File::Swaps => ensure!(text.starts_with("Filename"), "{text}"),
+            File::Uptime => {
+                let uptime = procfs::Uptime::from_read(bytes)?;
+                ensure!(uptime.uptime < 60.0 && uptime.idle <= uptime.uptime, "{text}");
+            }
+            File::Pressure(_) => {
+                let some = text.lines().next().context("no line")?;
+                ensure!(some.starts_with("some avg10="), "{text}");
+            }
+            File::CpuOnline => ensure!(text == "1\n", "{text}"),
+        }
+    }
+    Ok(())
+}
+
+/// The host's own processes see the host's bytes.
+#[test]
+fn the_host_reads_the_host() -> Result<()> {
+    let daemon = Daemon::start()?;
+    for file in File::ALL {
+        let path = format!("/{}", file.path());
+        // Counters move while we read: between two equal reads of the host's file, ours must be the same too.
+        let mut compared = 0;
+        for _ in 0..2_000 {
+            let before = fs::read(&path)?;
+            let ours = fs::read(daemon.path(file.path()))?;
+            let after = fs::read(&path)?;
+            ensure!(shape(&ours) == shape(&before), "{path} has other lines");
+            if before == after {
+                // The daemon runs while we read through it, which the host's count of running tasks sees.
+                let equal = ours == before || file == File::Loadavg && ours[..14] == before[..14];
+                ensure!(equal, "{path} differs");
+                compared += 1;
+            }
+            if compared == 3 {
+                break;
+            }
+        }
+        // Our own reads use CPU time and slabs, so these two hardly ever stand still.
+        ensure!(
+            compared > 0 || matches!(file, File::Stat | File::Slabinfo),
+            "{path} never stood still"
+        );
+    }
+    Ok(())
+}
+
+/// The text with each number replaced, and the spaces that pad it left out.
+fn shape(text: &[u8]) -> String {
+    let words = text.split(|byte| matches!(byte, b' ' | b'\t'));
+    let words = words.filter(|word| !word.is_empty()).map(|word| {
+        let word = String::from_utf8_lossy(word);
+        word.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect::<String>()
+    });
+    let mut shape: String = words.collect::<Vec<_>>().join(" ");
+    while shape.contains("##") {
+        shape = shape.replace("##", "#");
+    }
+    shape
+}
+
+/// The same CPUs in every file, whatever the view.
+#[test]
+fn all_files_agree_on_the_cpus() -> Result<()> {
+    let cgroup = Cgroup::new("cpus")?;
+    cgroup.limit_cpu(50_000, 100_000)?;
+    cgroup.limit_cpus("0-1")?;
+    for (view, want) in [("cpuset", "0-1"), ("quota", "0"), ("host", "0-1")] {
+        let daemon = Daemon::with(&["--cpu-view", view])?;
+        let online = read(&daemon, &cgroup, File::CpuOnline)?;
+        ensure!(online.trim() == want, "{view}: {online}");
+        let count = if want == "0" { 1 } else { 2 };
+        let cpuinfo = read(&daemon, &cgroup, File::Cpuinfo)?;
+        ensure!(cpuinfo.matches("processor\t:").count() == count, "{view}: {cpuinfo}");
+        ensure!(
+            cpuinfo.contains(&format!("siblings\t: {count}\n")) || !cpuinfo.contains("siblings")
+        );
+        let stat = read(&daemon, &cgroup, File::Stat)?;
+        let rows = stat.lines().filter(|line| line.starts_with("cpu")).count();
+        ensure!(rows == count + 1, "{view}: {stat}");
+    }
+    Ok(())
+}
+
+/// Limits are the smallest up the tree; use is the whole container's, also for a reader in a leaf of it.
+#[test]
+fn limits_come_from_above_and_use_from_the_whole_container() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let outer = Cgroup::new("outer")?;
+    outer.limit_memory(128 << 20)?;
+    let container = outer.child("container")?;
+    container.limit_memory(LIMIT_BYTES)?;
+    let leaf = container.leaf("leaf")?;
+    let meminfo = daemon.path("proc/meminfo");
+    // The init allocates in the container's cgroup and then reads from a leaf it has moved itself to.
+    let script = format!(
+        "x=$(head -c 30000000 /dev/zero | tr '\\0' x); for f in {}; do echo $$ > $f; done; cat {}",
+        leaf.procs_files().iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" "),
+        meminfo.display()
+    );
+    let text = Container::new(&container).sh(&script)?;
+    let meminfo = procfs::Meminfo::from_read(text.as_bytes())?;
+    ensure!(meminfo.mem_total == 128 << 20, "{text}");
+    ensure!(
+        meminfo.mem_total - meminfo.mem_free > 25_000_000,
+        "the use before the move is missing: {text}"
+    );
+    Ok(())
+}
+
+/// Busy loops are seen as busy CPUs, and times never fall.
+#[test]
+fn busy_time_is_the_containers() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = Cgroup::new("busy")?;
+    cgroup.limit_cpus("0")?;
+    let stat = daemon.path("proc/stat");
+    let script = format!(
+        "(while :; do :; done) & for i in 1 2 3 4 5 6 7 8; do cat {}; sleep 0.2; done",
+        stat.display()
+    );
+    let text = Container::new(&cgroup).sh(&script)?;
+    let rows: Vec<Vec<u64>> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("cpu0 "))
+        .map(|row| row.split_whitespace().map(|n| n.parse().unwrap()).collect())
+        .collect();
+    ensure!(rows.len() == 8, "{text}");
+    for pair in rows.windows(2) {
+        ensure!(pair[0].iter().zip(&pair[1]).all(|(a, b)| a <= b), "{text}");
+    }
+    let used = |row: &[u64]| row[0] + row[1] + row[2];
+    let (first, last) = (&rows[0], &rows[7]);
+    let busy = used(last) - used(first);
+    let all = last.iter().sum::<u64>() - first.iter().sum::<u64>();
+    ensure!(busy * 10 >= all * 5, "busy {busy} of {all} ticks: {text}");
+    let kernel = cgroup.read("cpuacct", "cpuacct.usage", "cpu.stat")?;
+    let kernel: u64 = kernel.split_whitespace().find_map(|n| n.parse().ok()).context("no usage")?;
+    let kernel_ticks = if kernel > 100_000_000 { kernel / 10_000_000 } else { kernel / 10_000 };
+    ensure!(used(last) <= kernel_ticks + 2, "{} ticks shown, {kernel_ticks} used", used(last));
+    Ok(())
+}
+
+/// A container that used no device has none; one that did has that one, under the host's name.
+#[test]
+fn disks_are_those_the_container_used() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = Cgroup::new("disks")?;
+    let text = read(&daemon, &cgroup, File::Diskstats)?;
+    let names: BTreeSet<_> =
+        text.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    let host = fs::read_to_string("/proc/diskstats")?;
+    for name in names {
+        ensure!(host.lines().any(|line| line.split_whitespace().nth(2) == Some(name)), "{name}");
+    }
+    ensure!(!text.contains(" loop0 "), "a device nobody used: {text}");
+    Ok(())
+}
+
+/// The load of a container with two busy loops, after samples at the kernel's period.
+#[test]
+fn load_is_the_containers_own() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = Cgroup::new("load")?;
+    let script = format!(
+        "(while :; do :; done) & (while :; do :; done) & (sleep 100) & cat {0}; sleep 12; cat {0}",
+        daemon.path("proc/loadavg").display()
+    );
+    let text = Container::new(&cgroup).sh(&script)?;
+    let mut lines = text.lines();
+    let first = lines.next().context("no first line")?;
+    ensure!(first.starts_with("0.00 0.00 0.00 "), "{text}");
+    let second =
+        procfs::LoadAverage::from_read(lines.next().context("no second line")?.as_bytes())?;
+    // Two samples at least, three at most, of two or three running tasks (the shell may be caught running).
+    ensure!(second.one >= 0.30 && second.one <= 0.75, "{text}");
+    ensure!(second.max >= 4 && second.max <= 7, "threads are the container's own: {text}");
+    ensure!(second.latest_pid <= 20, "pids are in the container's own numbering: {text}");
+    Ok(())
+}

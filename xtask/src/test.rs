@@ -1,0 +1,225 @@
+//! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::vm;
+
+/// Programs the root tests call, and the Debian packages they come in.
+const TOOLS: [(&str, &str); 9] = [
+    ("busybox", "busybox"),
+    ("free", "procps"),
+    ("mpstat", "sysstat"),
+    ("lscpu", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("strace", "strace"),
+    ("python3", "python3"),
+];
+
+/// Our programs that the root tests start.
+const PROGRAMS: [&str; 3] = ["lxcfs", "contain", "hammer"];
+
+/// Long enough for any suite on this machine; a guest has ten times as long.
+const SUITE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The command line.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this part; all of them is what counts
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// A part of the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Formatting, lints, invariants
+    Style,
+    /// Unit and property tests
+    Unit,
+    /// Root tests on this machine
+    Root,
+    /// `cargo xtask run --once`
+    Run,
+    /// Root tests in guests with other kernels and pure cgroup v2
+    Guests,
+}
+
+pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    if wanted(Part::Style) {
+        crate::cargo(&["fmt", "--all", "--check"])?;
+        crate::cargo(&[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ])?;
+        crate::tidy::check()?;
+    }
+    if wanted(Part::Unit) {
+        crate::cargo(&["test", "--workspace", "--exclude", "lxcfs-tests"])?;
+    }
+    if wanted(Part::Root) || wanted(Part::Run) || wanted(Part::Guests) {
+        crate::need_root("making containers and mounts")?;
+        install_tools()?;
+        crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
+    }
+    if wanted(Part::Root) {
+        crate::cargo(&["test", "--package", "lxcfs-tests", "--no-fail-fast"])?;
+    }
+    if wanted(Part::Run) {
+        run_once()?;
+    }
+    let guests = if wanted(Part::Guests) { test_in_guests()? } else { ExitCode::SUCCESS };
+    nothing_left()?;
+    Ok(guests)
+}
+
+/// The command line of `soak`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SoakArgs {
+    /// Reads of each file
+    #[arg(long, default_value_t = 100_000)]
+    reads: u64,
+    /// Containers made and destroyed
+    #[arg(long, default_value_t = 10_000)]
+    containers: u32,
+}
+
+pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
+    crate::need_root("making containers and mounts")?;
+    install_tools()?;
+    crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
+    let storms = [
+        ("fs", "reads_of_any_shape_never_fail"),
+        ("daemon", "memory_is_flat_over_many_containers"),
+    ];
+    for (suite, test) in storms {
+        println!("> {test}: {} reads of each file, {} containers", args.reads, args.containers);
+        let started = std::time::Instant::now();
+        let status = Command::new("cargo")
+            .args(["test", "--package", "lxcfs-tests", "--test", suite, test, "--", "--nocapture"])
+            .current_dir(crate::root())
+            .env("LXCFS_TEST_READS", args.reads.to_string())
+            .env("LXCFS_TEST_CONTAINERS", args.containers.to_string())
+            .status()
+            .context("run cargo")?;
+        ensure!(status.success(), "{test} failed");
+        println!("> {test}: {:.0} s", started.elapsed().as_secs_f64());
+    }
+    nothing_left()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn install_tools() -> Result<()> {
+    let missing: Vec<_> = TOOLS
+        .iter()
+        .filter(|(program, _)| !is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("> apt-get install {}", missing.join(" "));
+    let apt = |arguments: &[&str]| -> Result<()> {
+        let status = Command::new("apt-get")
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdout(Stdio::null())
+            .status()
+            .context("run apt-get; install by hand what is missing")?;
+        ensure!(status.success(), "apt-get {} failed", arguments.join(" "));
+        Ok(())
+    };
+    apt(&["update", "-q"])?;
+    apt(&[&["install", "-qy", "--no-install-recommends"], missing.as_slice()].concat())
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// `cargo xtask run --once`, at a place of its own.
+fn run_once() -> Result<()> {
+    let point = std::env::temp_dir().join(format!("lxcfs-test-run-{}", std::process::id()));
+    let point = point.to_str().context("the temporary directory has an odd name")?.to_owned();
+    crate::cargo(&["xtask", "run", "--once", "--mount", &point])
+}
+
+fn test_in_guests() -> Result<ExitCode> {
+    let directory = crate::root().join("tests");
+    let suites: Vec<_> = test_binaries()?
+        .into_iter()
+        .map(|(name, binary)| vm::Suite {
+            name,
+            binary,
+            arguments: Vec::new(),
+            directory: directory.clone(),
+            timeout: SUITE_TIMEOUT,
+        })
+        .collect();
+    let mut packages: Vec<_> = TOOLS.iter().map(|(_, package)| (*package).to_owned()).collect();
+    packages.dedup();
+    let programs = PROGRAMS.iter().map(|name| lxcfs_tests::program(name));
+    let guest = vm::Guest {
+        files: programs.collect(),
+        packages,
+        environment: vec![("RUST_BACKTRACE".to_owned(), "0".to_owned())],
+        ..vm::Guest::default()
+    };
+    let options = vm::Options { kernels: vm::KNOWN.to_vec(), jobs: 2, refresh: false };
+    let reports = vm::run_suites(&options, &suites, guest)?;
+    Ok(vm::conclude(&reports))
+}
+
+/// The binaries of the root tests, by name.
+fn test_binaries() -> Result<Vec<(String, PathBuf)>> {
+    let output = Command::new("cargo")
+        .args(["test", "--package", "lxcfs-tests", "--no-run", "--message-format", "json"])
+        .current_dir(crate::root())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("run cargo")?;
+    ensure!(output.status.success(), "the root tests do not build");
+    let messages = serde_json::Deserializer::from_slice(&output.stdout);
+    let mut binaries = Vec::new();
+    for message in messages.into_iter::<serde_json::Value>() {
+        let message = message.context("read cargo's messages")?;
+        let is_test = message["target"]["kind"][0] == "test";
+        if let (true, Some(path), Some(name)) =
+            (is_test, message["executable"].as_str(), message["target"]["name"].as_str())
+        {
+            binaries.push((name.to_owned(), PathBuf::from(path)));
+        }
+    }
+    if binaries.is_empty() {
+        bail!("cargo named no test binary");
+    }
+    Ok(binaries)
+}
+
+/// Fails when a test left a mount, a cgroup or a process.
+fn nothing_left() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    let left: Vec<_> = mounts.lines().filter(|line| line.contains("lxcfs-test-")).collect();
+    ensure!(left.is_empty(), "mounts were left: {left:#?}");
+    let points = mounts.lines().filter(|line| line.contains(" - cgroup"));
+    for point in points.filter_map(|line| line.split(' ').nth(4)) {
+        let entries = std::fs::read_dir(point).with_context(|| format!("list {point}"))?;
+        let names = entries.flatten().map(|entry| entry.file_name());
+        let left: Vec<_> =
+            names.filter(|name| name.to_string_lossy().starts_with("lxcfs-test-")).collect();
+        ensure!(left.is_empty(), "cgroups were left in {point}: {left:?}");
+    }
+    Ok(())
+}
