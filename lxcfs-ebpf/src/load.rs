@@ -161,10 +161,13 @@ pub(crate) extern "C" fn transfer(index: u32, slot: u32) -> u32 {
         (*shared).nr_tasks += (*record).nr_tasks;
         let ([a, b, c], [d, e, f]) = ((*shared).average, (*record).average);
         (*shared).average = [a + d, b + e, c + f];
-        (*record).nr_running = 0;
-        (*record).nr_uninterruptible = 0;
-        (*record).nr_tasks = 0;
-        (*record).average = [0; 3];
+        // Volatile, or they become a call of memset, and there are no calls under a lock.
+        for nth in 0..3 {
+            (&raw mut (*record).average).cast::<i64>().add(nth).write_volatile(0);
+        }
+        (&raw mut (*record).nr_running).write_volatile(0);
+        (&raw mut (*record).nr_uninterruptible).write_volatile(0);
+        (&raw mut (*record).nr_tasks).write_volatile(0);
         (*record).transfers += 1;
         atomic::step(&raw mut (*shared).sequence);
         bpf_spin_unlock(&raw mut (*lock).lock);
