@@ -22,7 +22,7 @@ const TOOLS: [(&str, &str); 9] = [
 ];
 
 /// Our programs that the root tests start.
-const PROGRAMS: [&str; 3] = ["lxcfs", "contain", "hammer"];
+const PROGRAMS: [&str; 4] = ["lxcfs", "burden", "contain", "hammer"];
 
 /// Long enough for any suite on this machine; a guest has ten times as long.
 const SUITE_TIMEOUT: Duration = Duration::from_secs(90);

@@ -41,9 +41,10 @@ fn types_of(btf: &Btf<'_>) -> Types {
         walk: WALK.map(|name| btf.find(name, Kind::Func)),
         task_iterator: btf.find("bpf_iter_task", Kind::Func).is_some(),
         task_storage: btf.enumerator("bpf_map_type", "BPF_MAP_TYPE_TASK_STORAGE").is_some(),
-        // Until 6.3 storage came from kmalloc, which may wake a task and so take a run queue's
-        // lock; then from an allocator of BPF's own; from 6.18 from a kmalloc without locks.
-        storage_under_lock: storage_map("selem_ma") || storage_map("use_kmalloc_nolock"),
+        // Storage first came from kmalloc, which may wake a task and so take a run queue's lock;
+        // then from an allocator of BPF's own; and from a kmalloc without locks since there is one.
+        storage_under_lock: storage_map("selem_ma")
+            || btf.find("kmalloc_nolock_noprof", Kind::Func).is_some(),
     }
 }
 
