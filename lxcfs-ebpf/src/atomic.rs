@@ -2,14 +2,14 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
-/// Adds to a counter that several CPUs write.
+/// Adds to a counter that several CPUs write, and returns what it was.
 ///
 /// # Safety
 /// `counter` points into a map.
 #[inline(always)]
-pub(crate) unsafe fn add(counter: *mut u64, value: u64) {
+pub(crate) unsafe fn add(counter: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller passes a map value; map values are aligned to their type.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(counter, value) };
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(counter, value) }
 }
 
 /// Raises a sequence number; the barrier orders what is written before and after it.

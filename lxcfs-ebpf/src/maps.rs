@@ -156,7 +156,8 @@ pub(crate) fn monotonic_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Counts an anomaly or a rare event; `$field` is a counter of `Ctrl`.
+/// Counts an anomaly or a rare event and returns whether it is the first; `$field` is a counter of
+/// `Ctrl`.
 macro_rules! count {
     ($field:ident) => {
         $crate::maps::bump(core::mem::offset_of!(lxcfs_abi::Ctrl, $field))
@@ -165,11 +166,10 @@ macro_rules! count {
 pub(crate) use count;
 
 #[inline(always)]
-pub(crate) fn bump(offset: usize) {
-    if let Some(ctrl) = ctrl() {
-        // SAFETY: `offset` is that of a counter (`count!`).
-        unsafe { atomic::add(ctrl.cast::<u8>().add(offset).cast(), 1) };
-    }
+pub(crate) fn bump(offset: usize) -> bool {
+    let Some(ctrl) = ctrl() else { return false };
+    // SAFETY: `offset` is that of a counter (`count!`).
+    unsafe { atomic::add(ctrl.cast::<u8>().add(offset).cast(), 1) == 0 }
 }
 
 /// Makes the daemon's descriptor readable, once until it has answered.

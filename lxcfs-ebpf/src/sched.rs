@@ -128,8 +128,8 @@ pub(crate) fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         let generation = ptr::read_volatile(&raw const (*ctrl).generation);
         let css_set = kernel::css_set(child);
         // A child mostly starts in its parent's group: take what the parent remembers.
-        let known = task::find(parent)
-            .and_then(|entry| task::remembered(entry, css_set, generation));
+        let known =
+            task::find(parent).and_then(|entry| task::remembered(entry, css_set, generation));
         let slot = known.unwrap_or_else(|| slot::resolve(css_set));
         // A new task's clocks are at zero.
         let mut initial = task::entry_of(word::make(slot, SEEN, 0), TaskTimes::default());

@@ -6,7 +6,7 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lxcfs_abi::{MAX_DEPTH, OVERFLOW_SLOT, Slot};
 
-use crate::{atomic, kernel, maps};
+use crate::{atomic, kernel, maps, report};
 
 /// Set in the result of [`claim`] if the slot was taken just now.
 const FRESH: u64 = 1 << 32;
@@ -72,7 +72,9 @@ pub(crate) extern "C" fn claim(id: u64) -> u64 {
         return u64::from(*slot);
     }
     let Ok(Some(index)) = maps::FREE.pop() else {
-        maps::count!(no_slot);
+        if maps::count!(no_slot) {
+            report::report_no_slot(id);
+        }
         return u64::from(OVERFLOW_SLOT);
     };
     let Some(slot) = maps::slot(index) else { return u64::from(OVERFLOW_SLOT) };
@@ -120,6 +122,8 @@ pub(crate) extern "C" fn link(child: u32, parent: u32) -> u32 {
             }
         }
     }
-    maps::count!(unlinked);
+    if maps::count!(unlinked) {
+        report::report_unlinked(child);
+    }
     0
 }

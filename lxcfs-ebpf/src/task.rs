@@ -17,9 +17,8 @@ const TASK_DEAD: u64 = 0x80;
 #[inline(always)]
 pub(crate) unsafe fn find(task: *const task_struct) -> Option<*mut Task> {
     // SAFETY: the map is task storage of `Task`; without the flag nothing is made.
-    let entry = unsafe {
-        bpf_task_storage_get(maps::TASKS.as_ptr(), task.cast_mut(), ptr::null_mut(), 0)
-    };
+    let entry =
+        unsafe { bpf_task_storage_get(maps::TASKS.as_ptr(), task.cast_mut(), ptr::null_mut(), 0) };
     (!entry.is_null()).then_some(entry.cast())
 }
 

@@ -346,9 +346,8 @@ impl Accounting {
     /// Slots in use.
     #[must_use]
     pub fn slots_used(&self) -> u32 {
-        let used = |slot: &u32| {
-            slot_word!(self.maps, *slot, cgroup_id).load(Ordering::Relaxed) != 0
-        };
+        let used =
+            |slot: &u32| slot_word!(self.maps, *slot, cgroup_id).load(Ordering::Relaxed) != 0;
         u32::try_from((1..self.maps.slots.len()).filter(used).count()).unwrap_or(u32::MAX)
     }
 }

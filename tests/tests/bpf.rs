@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,13 @@ fn accounting() -> &'static Accounting {
         Ok(accounting) => accounting,
         Err(error) => panic!("{error}: {error:?}"),
     })
+}
+
+/// The programs are loaded, and no other test burdens the CPUs.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    accounting();
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The directory of a cgroup in the hierarchy that is counted.
@@ -94,6 +101,7 @@ fn sleep_until(monotonic_ns: u64) {
 
 #[test]
 fn averages_follow_the_closed_form_at_every_tick() {
+    let _turn = turn();
     const TICKS: i32 = 6;
     const SPINNING: u32 = 3;
     const BLOCKED: u32 = 1;
@@ -139,6 +147,7 @@ fn averages_follow_the_closed_form_at_every_tick() {
 
 #[test]
 fn a_moved_process_counts_at_once_with_all_its_threads() {
+    let _turn = turn();
     let here = Cgroup::new("from").expect("make a cgroup");
     let there = Cgroup::new("to").expect("make a cgroup");
     let mut sleeping = Burden::start("sleep", 12, &here);
@@ -163,6 +172,7 @@ fn a_moved_process_counts_at_once_with_all_its_threads() {
 
 #[test]
 fn every_fork_is_counted() {
+    let _turn = turn();
     let cgroup = Cgroup::new("forks").expect("make a cgroup");
     let mut burden = Burden::start("fork", 500, &cgroup);
     burden.ready();
@@ -198,6 +208,7 @@ fn total(cpus: &[CpuSample]) -> u64 {
 
 #[test]
 fn cpu_time_is_the_kernels() {
+    let _turn = turn();
     let cgroup = Cgroup::new("time").expect("make a cgroup");
     let burden = Burden::start("spin", 2, &cgroup);
     let mut storm = Burden::start("storm", 2, &cgroup);
@@ -225,6 +236,7 @@ fn cpu_time_is_the_kernels() {
 
 #[test]
 fn a_task_that_never_switches_is_seen_to_run() {
+    let _turn = turn();
     let cgroup = Cgroup::new("live").expect("make a cgroup");
     let _burden = Burden::start("spin", 1, &cgroup);
     let jiffy_ns = accounting().clock().jiffy_ns;
@@ -247,6 +259,7 @@ fn a_task_that_never_switches_is_seen_to_run() {
 
 #[test]
 fn removed_groups_give_back_their_slots_and_leave_their_numbers() {
+    let _turn = turn();
     let accounting = accounting();
     let top = Cgroup::new("removed").expect("make a cgroup");
     let mut stays = Burden::start("sleep", 1, &top);
@@ -277,6 +290,7 @@ fn removed_groups_give_back_their_slots_and_leave_their_numbers() {
 
 #[test]
 fn a_removed_groups_load_decays_in_its_parent() {
+    let _turn = turn();
     let accounting = accounting();
     let clock = accounting.clock();
     let top = Cgroup::new("decay").expect("make a cgroup");
@@ -309,7 +323,8 @@ fn a_removed_groups_load_decays_in_its_parent() {
 
 /// Letter of the state of each process in the cgroup.
 fn states(cgroup: &Cgroup) -> Vec<(u32, String)> {
-    let procs = fs::read_to_string(directory(cgroup).join("cgroup.procs")).expect("read the processes");
+    let procs =
+        fs::read_to_string(directory(cgroup).join("cgroup.procs")).expect("read the processes");
     let state = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (_, rest) = stat.rsplit_once(") ")?;
@@ -320,6 +335,7 @@ fn states(cgroup: &Cgroup) -> Vec<(u32, String)> {
 
 #[test]
 fn after_a_storm_every_task_is_what_the_kernel_says() {
+    let _turn = turn();
     let accounting = accounting();
     let homes = ["x", "y"].map(|name| Cgroup::new(name).expect("make a cgroup"));
     let mut burdens: Vec<_> = (0..8)
@@ -378,6 +394,10 @@ fn after_a_storm_every_task_is_what_the_kernel_says() {
         });
     }
     let counters = accounting.counters();
-    assert_eq!((counters.no_slot, counters.no_record, counters.unlinked), (0, 0, 0), "{counters:?}");
+    assert_eq!(
+        (counters.no_slot, counters.no_record, counters.unlinked),
+        (0, 0, 0),
+        "{counters:?}"
+    );
     assert_eq!(counters.healed, 0, "{counters:?}");
 }

@@ -341,9 +341,8 @@ mod tests {
         let bytes = example();
         let btf = Btf::parse(&bytes).unwrap();
         let at = |path| btf.member("task", path);
-        let whole = |offset_bits, size_bytes| {
-            Some(Member { offset_bits, size_bytes, bitfield_bits: 0 })
-        };
+        let whole =
+            |offset_bits, size_bytes| Some(Member { offset_bits, size_bytes, bitfield_bits: 0 });
         assert_eq!(at("pid"), whole(0, 4));
         assert_eq!(at("on_rq"), whole(32, 1));
         assert_eq!(at("se.sum"), whole(192, 8));

@@ -26,7 +26,8 @@ pub struct Hierarchy {
 pub fn parse(mountinfo: &str) -> Option<Hierarchy> {
     let mounts: Vec<_> = mountinfo.lines().filter_map(mount).collect();
     let v1 = |name: &str, controller| {
-        let found = mounts.iter().find(|mount| mount.v1 && mount.options.split(',').any(|o| o == name));
+        let found =
+            mounts.iter().find(|mount| mount.v1 && mount.options.split(',').any(|o| o == name));
         found.map(|mount| Hierarchy { controller: Some(controller), root: mount.target.clone() })
     };
     let v2 = || {
@@ -53,7 +54,11 @@ fn mount(line: &str) -> Option<Mount<'_>> {
         "cgroup2" => false,
         _ => return None,
     };
-    (root == "/").then(|| Mount { v1, target: unescape(target), options: tail.nth(1).unwrap_or("") })
+    (root == "/").then(|| Mount {
+        v1,
+        target: unescape(target),
+        options: tail.nth(1).unwrap_or(""),
+    })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.

@@ -15,8 +15,7 @@ use super::support::{Barrier, Plan, TRACEPOINTS};
 use super::{Options, Unavailable, patch, sys};
 
 /// The built object, committed beside its source and rebuilt by `cargo xtask build-ebpf`.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!("../../../lxcfs-ebpf/prebuilt/lxcfs-ebpf.o");
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../lxcfs-ebpf/prebuilt/lxcfs-ebpf.o");
 
 /// Programs that user space runs on demand.
 const ON_DEMAND: [&str; 3] = ["peek", "flush", "fold"];

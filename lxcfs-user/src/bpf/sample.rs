@@ -125,9 +125,7 @@ impl Maps {
 
     /// The members of a record that make its load.
     pub(crate) fn load_record(&self, index: u32) -> Record {
-        let count = |offset| {
-            self.records.half(index, offset).load(Ordering::Relaxed).cast_signed()
-        };
+        let count = |offset| self.records.half(index, offset).load(Ordering::Relaxed).cast_signed();
         let average = |nth: usize| {
             let offset = offset_of!(Record, average) + nth * size_of::<i64>();
             self.records.word(index, offset).load(Ordering::Relaxed).cast_signed()

@@ -341,7 +341,9 @@ mod tests {
         for (nth, wanted) in WANTED.iter().enumerate() {
             let without = with(|types| types.members[nth] = None);
             match (wanted.need, plan(&without)) {
-                (Need::Optional, Ok(plan)) => assert_eq!(value(&plan, wanted.global), field::ABSENT),
+                (Need::Optional, Ok(plan)) => {
+                    assert_eq!(value(&plan, wanted.global), field::ABSENT)
+                }
                 (Need::Bytes(_) | Need::Any, Err(reason)) => {
                     assert_eq!(reason, Reason::Missing(wanted.path));
                 }

@@ -67,7 +67,12 @@ fn vfork() -> Result<()> {
         });
         // SAFETY: the child shares our memory and runs on a stack of its own, and we do not go on while it lives.
         unsafe {
-            nix::sched::clone(child, &mut stack, CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK, None)
+            nix::sched::clone(
+                child,
+                &mut stack,
+                CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK,
+                None,
+            )
         }?;
     }
     Ok(())
