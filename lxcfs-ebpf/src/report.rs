@@ -6,7 +6,11 @@ use aya_log_ebpf::warn;
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn report_no_slot(cgroup_id: u64) -> u32 {
-    warn!((), "no slot is left for cgroup {}: its tasks are not counted; raise the number of slots", cgroup_id);
+    warn!(
+        (),
+        "no slot is left for cgroup {}: its tasks are not counted; raise the number of slots",
+        cgroup_id
+    );
     0
 }
 

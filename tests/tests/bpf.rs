@@ -333,10 +333,33 @@ fn states(cgroup: &Cgroup) -> Vec<(u32, String)> {
     procs.lines().filter_map(|pid| state(pid.parse().ok()?)).collect()
 }
 
+/// Compares each process of the cgroup, and the cgroup's counts; returns how many processes.
+fn compare_with_proc(home: &Cgroup) -> usize {
+    let accounting = accounting();
+    let own = slot(home).cgroup_id();
+    let states = states(home);
+    for (pid, letter) in &states {
+        let pid = Pid::from_raw(i32::try_from(*pid).expect("a pid")).expect("not 0");
+        let fd = pidfd_open(pid, PidfdFlags::empty()).expect("the process lives");
+        let task = accounting.task(fd.as_fd()).expect("look it up").expect("it is counted");
+        assert_eq!(task.cgroup_id, own, "{pid:?} in {letter}");
+        assert_eq!(task.running, letter == "R", "{pid:?} in {letter}: {task:?}");
+        assert_eq!(task.uninterruptible, letter == "D", "{pid:?} in {letter}: {task:?}");
+        assert!(task.alive && !task.iowait, "{pid:?} in {letter}: {task:?}");
+    }
+    let load = load(home);
+    let blocked = states.iter().filter(|(_, letter)| letter == "D").count();
+    assert_eq!((load.nr_running, load.nr_iowait), (0, 0), "all of them sleep");
+    assert_eq!(load.nr_uninterruptible, i64::try_from(blocked).expect("few"));
+    let file = if home.is_pure_v2() { "cgroup.threads" } else { "tasks" };
+    let tasks = fs::read_to_string(directory(home).join(file)).expect("read the threads");
+    assert_eq!(load.nr_tasks, i64::try_from(tasks.lines().count()).expect("few"));
+    states.len()
+}
+
 #[test]
 fn after_a_storm_every_task_is_what_the_kernel_says() {
     let _turn = turn();
-    let accounting = accounting();
     let homes = ["x", "y"].map(|name| Cgroup::new(name).expect("make a cgroup"));
     let mut burdens: Vec<_> = (0..8)
         .map(|nth| match nth % 4 {
@@ -350,41 +373,14 @@ fn after_a_storm_every_task_is_what_the_kernel_says() {
     while Instant::now() < end {
         let burden = &burdens[moves % burdens.len()];
         homes[(moves / burdens.len()) % 2].add(burden.0.id()).expect("move a process");
-        let extra = Cgroup::new("passing").expect("make a cgroup");
-        let guest = Burden::waiting("sleep", 1, &extra);
-        drop(guest);
-        drop(extra);
+        let passing = Cgroup::new("passing").expect("make a cgroup");
+        drop(Burden::waiting("sleep", 1, &passing));
         moves += 1;
     }
     burdens.iter_mut().for_each(Burden::ready);
     settle_moves();
     thread::sleep(Duration::from_millis(300));
-    let mut compared = 0;
-    for home in &homes {
-        let own = slot(home).cgroup_id();
-        let before = states(home);
-        for (pid, letter) in &before {
-            let pid = Pid::from_raw(i32::try_from(*pid).expect("a pid")).expect("not 0");
-            let fd = pidfd_open(pid, PidfdFlags::empty()).expect("the process lives");
-            let task = accounting.task(fd.as_fd()).expect("look it up").expect("it is counted");
-            assert_eq!(task.cgroup_id, own, "{pid:?} in {letter}");
-            assert_eq!(task.running, letter == "R", "{pid:?} in {letter}: {task:?}");
-            assert_eq!(task.uninterruptible, letter == "D", "{pid:?} in {letter}: {task:?}");
-            assert!(task.alive && !task.iowait, "{pid:?} in {letter}: {task:?}");
-            compared += 1;
-        }
-        let load = load(home);
-        let blocked = before.iter().filter(|(_, letter)| letter == "D").count();
-        assert_eq!((load.nr_running, load.nr_iowait), (0, 0), "all of them sleep");
-        assert_eq!(load.nr_uninterruptible, i64::try_from(blocked).expect("few"));
-        let tasks = fs::read_to_string(directory(home).join(if home.is_pure_v2() {
-            "cgroup.threads"
-        } else {
-            "tasks"
-        }));
-        let tasks = tasks.expect("read the threads").lines().count();
-        assert_eq!(load.nr_tasks, i64::try_from(tasks).expect("few"));
-    }
+    let compared: usize = homes.iter().map(compare_with_proc).sum();
     assert!(compared >= 8 + 2 * 2 * 3, "eight burdens and six pairs in vfork: {compared}");
     drop(burdens);
     for home in &homes {
@@ -393,7 +389,7 @@ fn after_a_storm_every_task_is_what_the_kernel_says() {
             (load.nr_tasks, load.nr_running, load.nr_uninterruptible) == (0, 0, 0)
         });
     }
-    let counters = accounting.counters();
+    let counters = accounting().counters();
     assert_eq!(
         (counters.no_slot, counters.no_record, counters.unlinked),
         (0, 0, 0),

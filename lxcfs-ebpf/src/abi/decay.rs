@@ -58,7 +58,8 @@ pub const fn after(average: i64, active: i64, e: u64, ticks: u64) -> i64 {
     let factor = power(e, ticks);
     let distance = average.wrapping_sub(target);
     let high = (distance >> FRACTION_BITS).wrapping_mul(factor as i64);
-    let low = ((distance as u64 & 0xffff_ffff).wrapping_mul(factor) >> FRACTION_BITS) as i64;
+    let low =
+        ((distance.cast_unsigned() & 0xffff_ffff).wrapping_mul(factor) >> FRACTION_BITS) as i64;
     target.wrapping_add(high).wrapping_add(low)
 }
 

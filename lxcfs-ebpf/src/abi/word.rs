@@ -27,7 +27,6 @@ pub const fn slot(word: u64) -> u32 {
 /// The CPU on which a task in I/O wait blocked; 0 for others.
 #[must_use]
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the high bits are the CPU")]
 pub const fn cpu(word: u64) -> u32 {
     (word >> CPU_SHIFT) as u32
 }

@@ -179,11 +179,11 @@ impl<'a> Btf<'a> {
                 let size_bytes = self.size_of(of, MAX_NESTING)?;
                 return Some((Member { offset_bits, size_bytes, bitfield_bits }, of));
             }
-            if own_name.is_empty() {
-                if let Some((mut inner, of)) = self.member_of(of, name, nesting - 1) {
-                    inner.offset_bits = inner.offset_bits.checked_add(offset_bits)?;
-                    return Some((inner, of));
-                }
+            if own_name.is_empty()
+                && let Some((mut inner, of)) = self.member_of(of, name, nesting - 1)
+            {
+                inner.offset_bits = inner.offset_bits.checked_add(offset_bits)?;
+                return Some((inner, of));
             }
         }
         None

@@ -60,7 +60,7 @@ pub struct CpuSample {
 }
 
 impl CpuSample {
-    fn add(&mut self, other: &Self) {
+    const fn add(&mut self, other: &Self) {
         self.run_ns += other.run_ns;
         self.user_ns += other.user_ns;
         self.nice_ns += other.nice_ns;

@@ -166,7 +166,8 @@ const CAP_BPF: u32 = 39;
 /// Facts to plan, or to the one reason that comes first.
 pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
     let has = |capability: u32| facts.capabilities >> capability & 1 == 1;
-    if !has(CAP_SYS_ADMIN) && !(has(CAP_BPF) && has(CAP_PERFMON)) {
+    let permitted = has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON));
+    if !permitted {
         return Err(Reason::NotPermitted);
     }
     if facts.locked_down {

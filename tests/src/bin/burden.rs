@@ -31,8 +31,7 @@ fn main() -> Result<()> {
         "storm" => storm(Duration::from_secs(number))?,
         other => bail!("no burden is called {other}"),
     }
-    println!("ready");
-    std::io::stdout().flush()?;
+    writeln!(std::io::stdout(), "ready")?;
     if kind == "spin" { spin() } else { sleep() }
 }
 
