@@ -201,7 +201,7 @@ impl Callers {
             self.roots_of_namespace(tid, &CgroupPaths::parse(&lookup.read(tid, "cgroup")?))?
         };
         let age = |pid: &u32| lookup.stat(*pid).map_or(u64::MAX, |stat| stat.start_ticks);
-        let members = tasks::threads(&cgroups, &self.files)?.unwrap_or_default();
+        let members = tasks::threads(&cgroups, self.files.hierarchies())?.unwrap_or_default();
         let oldest = members.into_iter().min_by_key(age).unwrap_or(tid);
         let pidfd = open_pidfd(oldest)?;
         let boundary = Boundary { cgroups, follows: None, cgroup_namespace: Some(kept) };

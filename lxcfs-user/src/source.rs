@@ -58,7 +58,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
 pub struct Cpu {
     /// The sum over all CPUs. Idle is not known to a cgroup and 0 here.
     pub total: CpuTimes,
-    /// By host CPU number, where the kernel keeps it (cgroup v1 `cpuacct.usage_all`).
+    /// By host CPU number, where the kernel keeps it (cgroup v1 `cpuacct.usage_percpu`).
     pub per_cpu: Option<Vec<CpuTimes>>,
 }
 

@@ -137,6 +137,20 @@ impl Cgroup {
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 
+    /// CPU time used by the cgroup and everything below it, nanoseconds, as the kernel counts it.
+    ///
+    /// # Errors
+    /// It is not counted here.
+    pub fn used_ns(&self) -> Result<u64> {
+        let text = self.read("cpuacct", "cpuacct.usage", "cpu.stat")?;
+        match text.strip_prefix("usage_usec ") {
+            Some(usec) => {
+                Ok(usec.lines().next().context("empty cpu.stat")?.parse::<u64>()? * 1_000)
+            }
+            None => text.trim().parse().with_context(|| format!("parse {text}")),
+        }
+    }
+
     /// Moves a process here.
     ///
     /// # Errors

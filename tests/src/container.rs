@@ -132,7 +132,11 @@ impl Running {
         let mut init = None;
         crate::wait_for("the container's init", || {
             let text = std::fs::read_to_string(&children).unwrap_or_default();
-            init = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
+            // Its maker is `contain`'s child before it is.
+            init = text.split_whitespace().next().and_then(|pid| pid.parse().ok()).filter(|pid| {
+                let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                comm.is_ok_and(|comm| comm != "contain\n")
+            });
             init.is_some()
         });
         init.expect("waited for it")

@@ -53,7 +53,7 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
         let container = Container::new(&cgroup);
         let container = if shared { container.sharing_cgroup_namespace() } else { container };
         let script = format!(
-            "x=$(head -c 20000000 /dev/zero | tr '\\0' x); for f in {}; do echo $$ > $f; done; cat {meminfo}",
+            "x=$(yes | head -c 20000000); for f in {}; do echo $$ > $f; done; cat {meminfo}; :",
             words(&below.procs_files())
         );
         let text = container.sh(&script)?;
@@ -275,6 +275,33 @@ fn the_dead_are_forgotten() -> Result<()> {
         rooms.road.callers().sweep();
         rooms.road.callers().containers().is_empty()
     });
+    Ok(())
+}
+
+/// The kernel gives numbers of namespaces out again. A container that gets those of a dead one is still a new one.
+#[test]
+fn a_reused_number_is_a_new_container() -> Result<()> {
+    let rooms = Rooms::open(Policy::default(), InitLookup::Ask)?;
+    let (small, large) = (limited("small")?, Cgroup::new("large")?);
+    large.limit_memory(LIMIT_KIB << 11)?;
+    let mut numbers = std::collections::HashSet::new();
+    let mut reused = 0;
+    for round in 0..8 {
+        let (cgroup, want) =
+            if round % 2 == 0 { (&small, LIMIT_KIB) } else { (&large, LIMIT_KIB * 2) };
+        let running = waiting(&Container::new(cgroup))?;
+        let init = running.init();
+        let page = rooms.road.page(lxcfs::model::file::File::Meminfo, init)?;
+        ensure!(total_kib(std::str::from_utf8(&page)?)? == want, "round {round}");
+        reused += u32::from(!numbers.insert(std::fs::read_link(format!("/proc/{init}/ns/pid"))?));
+        drop(running);
+        // While a container is remembered, its numbers are not given out: forget it first.
+        lxcfs_tests::wait_for("the container to be forgotten", || {
+            rooms.road.callers().sweep();
+            rooms.road.callers().containers().is_empty()
+        });
+    }
+    ensure!(reused > 0, "the kernel gave no number out again: nothing was tried");
     Ok(())
 }
 

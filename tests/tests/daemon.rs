@@ -1,6 +1,7 @@
 //! The daemon's life: start, bad input, signals, crashes, and what it leaves behind.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -301,7 +302,9 @@ fn memory_is_flat_over_many_containers() -> Result<()> {
     lxcfs_tests::wait_for("the dead to be forgotten", || {
         self::descriptors(&daemon).is_ok_and(|now| now <= descriptors)
     });
-    println!("{containers} containers: anonymous memory {before} KiB before, {after} KiB after");
+    let figures =
+        format!("{containers} containers: anonymous memory {before} KiB, then {after} KiB");
+    writeln!(std::io::stdout(), "{figures}")?;
     Ok(())
 }
 

@@ -1,16 +1,21 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
+use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 11] = [
     ("busybox", "busybox"),
+    ("nproc", "coreutils"),
+    ("getconf", "libc-bin"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
     ("lscpu", "util-linux"),
@@ -20,6 +25,13 @@ const TOOLS: [(&str, &str); 9] = [
     ("strace", "strace"),
     ("python3", "python3"),
 ];
+
+/// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
+const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
+
+/// An emulated CPU is ten times slower: storms are as many times smaller.
+const GUEST_ENVIRONMENT: [(&str, &str); 3] =
+    [("RUST_BACKTRACE", "0"), ("LXCFS_TEST_READS", "300"), ("LXCFS_TEST_CONTAINERS", "80")];
 
 /// Our programs that the root tests start.
 const PROGRAMS: [&str; 4] = ["lxcfs", "burden", "contain", "hammer"];
@@ -78,6 +90,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     if wanted(Part::Run) {
         run_once()?;
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            run_until(signal)?;
+            nothing_left()?;
+        }
     }
     let guests = if wanted(Part::Guests) { test_in_guests()? } else { ExitCode::SUCCESS };
     nothing_left()?;
@@ -156,6 +172,28 @@ fn run_once() -> Result<()> {
     crate::cargo(&["xtask", "run", "--once", "--mount", &point])
 }
 
+/// `cargo xtask run`, which serves until the signal and then takes everything away.
+fn run_until(signal: Signal) -> Result<()> {
+    let point = std::env::temp_dir().join(format!("lxcfs-test-run-{}", std::process::id()));
+    println!("> cargo xtask run, ended by {signal}");
+    let mut run = Command::new(std::env::current_exe()?)
+        .args(["run", "--mount"])
+        .arg(&point)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start xtask run")?;
+    let stdout = run.stdout.take().context("stdout is piped")?;
+    let mut lines = std::io::BufReader::new(stdout).lines();
+    let serves = lines.by_ref().any(|line| line.is_ok_and(|line| line.starts_with("Serving")));
+    kill(Pid::from_raw(run.id().try_into()?), signal).context("signal xtask run")?;
+    // It goes on printing, and would be ended by a closed pipe.
+    let rest = lines.count();
+    let status = run.wait().context("wait for xtask run")?;
+    ensure!(serves && status.success(), "xtask run: {status}, {rest} lines after the signal");
+    ensure!(!point.exists(), "{} was left", point.display());
+    Ok(())
+}
+
 fn test_in_guests() -> Result<ExitCode> {
     let directory = crate::root().join("tests");
     let suites: Vec<_> = test_binaries()?
@@ -168,13 +206,14 @@ fn test_in_guests() -> Result<ExitCode> {
             timeout: SUITE_TIMEOUT,
         })
         .collect();
-    let mut packages: Vec<_> = TOOLS.iter().map(|(_, package)| (*package).to_owned()).collect();
+    let packages = TOOLS.iter().map(|(_, package)| *package).chain(GUEST_PACKAGES);
+    let mut packages: Vec<_> = packages.map(ToOwned::to_owned).collect();
     packages.dedup();
     let programs = PROGRAMS.iter().map(|name| lxcfs_tests::program(name));
     let guest = vm::Guest {
         files: programs.collect(),
         packages,
-        environment: vec![("RUST_BACKTRACE".to_owned(), "0".to_owned())],
+        environment: GUEST_ENVIRONMENT.map(|(name, value)| (name.into(), value.into())).to_vec(),
         ..vm::Guest::default()
     };
     let options = vm::Options { kernels: vm::KNOWN.to_vec(), jobs: 2, refresh: false };

@@ -14,7 +14,8 @@ use crate::model::container::Container;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) container: Arc<Container>,
-    /// The container's init. While it lives, the namespaces that are the key cannot be another's.
+    /// The container's init. While it lives, the namespaces that are the key cannot be another's; and while we hold it,
+    /// dead or alive, the kernel does not give the number of its pid namespace out again.
     pub(super) init: OwnedFd,
     /// `/proc/<init>/cgroup` as it was, where the boundary depends on it and may move.
     pub(super) follows: Option<Vec<u8>>,

@@ -79,13 +79,6 @@ impl Lookup<'_> {
         let processes = rustix::fs::openat(self.0.proc(), ".", flags, Mode::empty())
             .and_then(rustix::fs::Dir::new)
             .map_err(|errno| error("list", "", errno))?;
-        eprintln!(
-            "SCAN {:?}",
-            rustix::fs::Dir::read_from(self.0.proc())
-                .unwrap()
-                .map(|e| e.map(|e| e.file_name().to_owned()))
-                .collect::<Vec<_>>()
-        );
         processes
             .flatten()
             .filter_map(|entry| u32::try_from(parse::number(entry.file_name().to_bytes())?).ok())

@@ -7,8 +7,6 @@ use crate::caller::Callers;
 use crate::error::{Error, Result};
 use crate::model::load::PERIOD_NS;
 use crate::source::cgroup::CgroupFiles;
-use crate::source::host::Host;
-use crate::source::tasks;
 
 const PERIOD: Duration = Duration::from_nanos(PERIOD_NS);
 
@@ -16,7 +14,7 @@ const PERIOD: Duration = Duration::from_nanos(PERIOD_NS);
 ///
 /// # Errors
 /// No thread can be made.
-pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>, host: Arc<Host>) -> Result<()> {
+pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>) -> Result<()> {
     let run = move || {
         callers.wake_at_first_container(std::thread::current());
         let mut due = Instant::now();
@@ -29,7 +27,7 @@ pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>, host: Arc<Ho
                 continue;
             }
             for container in containers {
-                if let Err(error) = tasks::sample(&container, &files, &host) {
+                if let Err(error) = files.sample_load(&container) {
                     tracing::debug!("sample the load of {}: {error}", container.init);
                 }
             }

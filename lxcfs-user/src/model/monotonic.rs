@@ -50,10 +50,22 @@ pub struct CpuHistory {
 }
 
 impl CpuHistory {
-    /// The times to show for `cpu` now: `times`, or what was shown before where that is more.
+    /// The times to show for `cpu` now: `times`, but none less than was shown before.
+    ///
+    /// User and system time are one precise number, split by what ticks happened to hit. The split may shift from one
+    /// read to the next; as in the kernel (cputime_adjust), what one side may not give back the other side bears, so
+    /// that they still add up to the precise number.
     pub fn advance(&mut self, cpu: u32, times: CpuTimes) -> CpuTimes {
         let shown = self.shown.entry(cpu).or_default();
-        *shown = shown.zip(times, u64::max);
+        let last = *shown;
+        let used_ns = times.used_ns().max(last.used_ns());
+        // `used_ns` is at least what was shown of all three, so each upper bound is at least its lower bound.
+        let most = used_ns.saturating_sub(last.user_ns).saturating_sub(last.nice_ns);
+        let system_ns = times.system_ns.min(most).max(last.system_ns);
+        let most = used_ns.saturating_sub(last.user_ns).saturating_sub(system_ns);
+        let nice_ns = times.nice_ns.min(most).max(last.nice_ns);
+        let user_ns = used_ns.saturating_sub(system_ns).saturating_sub(nice_ns).max(last.user_ns);
+        *shown = CpuTimes { user_ns, nice_ns, system_ns, ..last.zip(times, u64::max) };
         *shown
     }
 }
@@ -64,16 +76,35 @@ mod tests {
 
     use super::*;
 
+    fn times(user_ns: u64, nice_ns: u64, system_ns: u64, idle_ns: u64) -> CpuTimes {
+        CpuTimes { user_ns, nice_ns, system_ns, idle_ns, ..CpuTimes::default() }
+    }
+
+    #[test]
+    fn a_split_that_shifts_moves_no_time_back_and_none_out_of_thin_air() {
+        let mut history = CpuHistory::default();
+        assert_eq!(history.advance(0, times(60, 0, 40, 0)), times(60, 0, 40, 0));
+        // Ten more were used, and the ticks now say that fewer of all were system time.
+        assert_eq!(history.advance(0, times(80, 0, 30, 0)), times(70, 0, 40, 0));
+        assert_eq!(history.advance(0, times(50, 0, 70, 0)), times(70, 0, 50, 0));
+    }
+
     proptest! {
         #[test]
-        fn no_kind_of_time_ever_falls(reads in proptest::collection::vec((0_u64..1000, 0_u64..1000), 1..50)) {
+        fn no_kind_of_time_ever_falls_and_the_sum_is_the_precise_number(
+            steps in proptest::collection::vec((0_u64..1000, 0_u64..=100, 0_u64..=100, 0_u64..1000), 1..50),
+        ) {
             let mut history = CpuHistory::default();
             let mut last = CpuTimes::default();
-            for (user_ns, idle_ns) in reads {
-                let times = CpuTimes { user_ns, idle_ns, ..CpuTimes::default() };
-                let shown = history.advance(3, times);
-                prop_assert!(shown.user_ns >= last.user_ns && shown.idle_ns >= last.idle_ns);
-                prop_assert!(shown.user_ns >= user_ns && shown.idle_ns >= idle_ns);
+            let mut used = 0;
+            for (step, system_percent, nice_percent, idle) in steps {
+                used += step;
+                let system = used * system_percent / 100;
+                let nice = (used - system) * nice_percent / 100;
+                let shown = history.advance(3, times(used - system - nice, nice, system, idle));
+                prop_assert_eq!(shown.used_ns(), used);
+                let falls = |now: u64, then: u64| u64::from(now < then);
+                prop_assert_eq!(shown.zip(last, falls), CpuTimes::default());
                 last = shown;
             }
         }

@@ -40,6 +40,15 @@ impl CgroupFiles {
         &self.hierarchies
     }
 
+    /// Counts the container's tasks and advances its load averages: to be called once in every period.
+    ///
+    /// # Errors
+    /// The cgroup is gone, or cannot be read.
+    pub fn sample_load(&self, container: &Container) -> Result<Option<Load>> {
+        let used_ns = self.cpu(container)?.map(|cpu| cpu.total.used_ns());
+        tasks::sample(container, used_ns, &self.hierarchies, &self.host)
+    }
+
     /// Where `controller` is for this container. `None` where the container has no cgroup of its own: the root
     /// cgroup's numbers are the host's, and belong to no container.
     fn place<'a>(&'a self, container: &'a Container, controller: &str) -> Option<Place<'a>> {
@@ -71,7 +80,7 @@ impl CgroupFiles {
     #[must_use]
     pub fn supplies(&self) -> Vec<Supply> {
         const GROUPS: [(&str, &str, &str); 6] = [
-            ("cpu", "cpuacct", "cpuacct.usage_all"),
+            ("cpu", "cpuacct", "cpuacct.usage_percpu"),
             ("cpuset", "cpuset", "cpuset.effective_cpus"),
             ("bandwidth", "cpu", "cpu.cfs_quota_us"),
             ("memory", "memory", "memory.stat"),
@@ -159,7 +168,8 @@ impl Source for CgroupFiles {
     }
 
     fn load(&self, container: &Container) -> Result<Option<Load>> {
-        tasks::load(container, self, &self.host)
+        // The first read of a container takes a sample itself.
+        tasks::last(container).map_or_else(|| self.sample_load(container), |load| Ok(Some(load)))
     }
 
     fn pressure(

@@ -102,6 +102,13 @@ pub fn cpuacct_usage_all(text: &[u8]) -> Option<Vec<CpuTimes>> {
     (!cpus.is_empty()).then_some(cpus)
 }
 
+/// `cpuacct.usage_percpu`: nanoseconds used on each possible CPU, on one line. Index = CPU number.
+#[must_use]
+pub fn cpuacct_usage_percpu(text: &[u8]) -> Option<Vec<u64>> {
+    let cpus: Option<Vec<u64>> = fields(text).map(number).collect();
+    cpus.filter(|cpus| !cpus.is_empty())
+}
+
 /// `major:minor`.
 #[must_use]
 pub fn device(field: &[u8]) -> Option<(u32, u32)> {
@@ -226,6 +233,8 @@ mod tests {
             cpus.iter().map(|cpu| (cpu.user_ns, cpu.system_ns)).collect::<Vec<_>>(),
             [(7, 8), (9, 10)]
         );
+        assert_eq!(cpuacct_usage_percpu(b"7 8 \n"), Some(vec![7, 8]));
+        assert_eq!(cpuacct_usage_percpu(b"7 x\n"), None);
         assert_eq!(cpuacct_usage_all(b"cpu user system\n"), None);
         assert_eq!(cpuacct_usage_all(b"cpu user system\n1 7 8\n"), None);
     }
@@ -256,7 +265,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_panics_on_garbage(text in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text));
+            let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text), cpuacct_usage_percpu(&text));
             let _ = (io_stat(&text), blkio(&text).count(), pid_stat(&text), flat_keyed(&text).count());
             let _ = (status_numbers(&text, b"NSpid"), device(&text));
         }

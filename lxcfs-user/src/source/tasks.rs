@@ -11,10 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use rustix::time::ClockId;
 
-use super::cgroup::CgroupFiles;
-use super::cgroup::hierarchy::Cgroup;
+use super::cgroup::hierarchy::{Cgroup, Hierarchies};
 use super::host::{Host, clock_ns, read_whole};
-use super::{Load, Machine, Source, parse};
+use super::{Load, Machine, parse};
 use crate::error::{Errno, Result};
 use crate::model::container::{CgroupPaths, Container, LoadHistory, Tasks};
 use crate::model::cpus::CpuSet;
@@ -25,30 +24,25 @@ use crate::model::load::{LoadAverage, PERIOD_NS};
 const BY_TASKS: [&str; 7] =
     ["cpuacct", "cpu", "memory", "pids", "freezer", "devices", "name=systemd"];
 
-/// The load at the last sample; the first read of a container takes one itself.
-pub(super) fn load(
-    container: &Container,
-    files: &CgroupFiles,
-    host: &Host,
-) -> Result<Option<Load>> {
-    if let Some(history) = &*lock(&container.history.load) {
-        return Ok(Some(Load { average: history.average, tasks: history.tasks }));
-    }
-    sample(container, files, host)
+/// The load at the last sample, if there was one.
+pub(super) fn last(container: &Container) -> Option<Load> {
+    let history = lock(&container.history.load);
+    history.as_ref().map(|history| Load { average: history.average, tasks: history.tasks })
 }
 
-/// Takes a sample and advances the averages by the periods that have passed. `Ok(None)`: the container has no cgroup of
-/// its own to count tasks in.
-///
-/// # Errors
-/// The cgroup is gone, or cannot be read.
-pub fn sample(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Option<Load>> {
+/// Takes a sample and advances the averages by the periods that have passed. `used_ns` is the CPU time the container has
+/// used, if that is known. `Ok(None)`: the container has no cgroup of its own to count tasks in.
+pub(super) fn sample(
+    container: &Container,
+    used_ns: Option<u64>,
+    hierarchies: &Hierarchies,
+    host: &Host,
+) -> Result<Option<Load>> {
     let now_ns = clock_ns(ClockId::Monotonic);
     let before = lock(&container.history.load).clone();
-    let used_ns = files.cpu(container)?.map(|cpu| cpu.total.used_ns());
     let tasks = match &before {
         Some(before) if before.stands_still(used_ns) => before.tasks,
-        _ => match count(container, files, host)? {
+        _ => match count(container, hierarchies, host)? {
             Some(tasks) => tasks,
             None => return Ok(None),
         },
@@ -69,7 +63,8 @@ impl LoadHistory {
     }
 
     fn advance(&self, now_ns: u64, tasks: Tasks, used_ns: Option<u64>) -> Self {
-        let periods = now_ns.saturating_sub(self.sampled_ns) / PERIOD_NS;
+        // To the nearest: the timer and the first sample are not in step, and neither is exact.
+        let periods = (now_ns.saturating_sub(self.sampled_ns) + PERIOD_NS / 2) / PERIOD_NS;
         let active = u64::from(tasks.running) + u64::from(tasks.blocked);
         Self {
             average: self.average.advance(active, periods),
@@ -107,9 +102,8 @@ fn first(
 ///
 /// # Errors
 /// The cgroup is gone.
-pub fn threads(cgroups: &CgroupPaths, files: &CgroupFiles) -> Result<Option<Vec<u32>>> {
-    let hierarchies = files.hierarchies();
-    let by_controller = |name: &&str| v1(cgroups, files, name);
+pub fn threads(cgroups: &CgroupPaths, hierarchies: &Hierarchies) -> Result<Option<Vec<u32>>> {
+    let by_controller = |name: &&str| v1(cgroups, hierarchies, name);
     let unified = || {
         let cgroup = hierarchies.v2()?.cgroup(cgroups.unified()?);
         (!cgroup.is_root()).then_some(cgroup)
@@ -121,20 +115,20 @@ pub fn threads(cgroups: &CgroupPaths, files: &CgroupFiles) -> Result<Option<Vec<
 /// The container's cgroup in the v1 hierarchy of `controller`, if it has one of its own there.
 fn v1<'a>(
     cgroups: &'a CgroupPaths,
-    files: &'a CgroupFiles,
+    hierarchies: &'a Hierarchies,
     controller: &str,
 ) -> Option<Cgroup<'a>> {
-    let cgroup = files.hierarchies().v1(controller)?.cgroup(cgroups.v1(controller)?);
+    let cgroup = hierarchies.v1(controller)?.cgroup(cgroups.v1(controller)?);
     (!cgroup.is_root()).then_some(cgroup)
 }
 
 /// Counts the container's tasks. `Ok(None)`: it has no cgroup of its own in any hierarchy.
-fn count(container: &Container, files: &CgroupFiles, host: &Host) -> Result<Option<Tasks>> {
-    let Some(tids) = threads(&container.cgroups, files)? else {
+fn count(container: &Container, hierarchies: &Hierarchies, host: &Host) -> Result<Option<Tasks>> {
+    let Some(tids) = threads(&container.cgroups, hierarchies)? else {
         return Ok(None);
     };
     // In v1 a frozen task is in state D, although it waits for nothing and does not count.
-    let freezer = v1(&container.cgroups, files, "freezer");
+    let freezer = v1(&container.cgroups, hierarchies, "freezer");
     let frozen = freezer.is_some_and(|freezer| is_frozen(&freezer));
     let mut tasks = Tasks::default();
     let mut newest = 0;
@@ -238,7 +232,7 @@ mod tests {
         let late = history(1, None).advance(12 * PERIOD_NS + 7, tasks, None);
         assert_eq!(late.sampled_ns, 12 * PERIOD_NS);
         assert_eq!(late.average, LoadAverage::default().advance(1, 12));
-        let early = history(1, None).advance(PERIOD_NS - 1, tasks, None);
+        let early = history(1, None).advance(PERIOD_NS / 2 - 1, tasks, None);
         assert_eq!(early.average, LoadAverage::default());
     }
 }

@@ -1,18 +1,21 @@
 //! Runs a command in a container: `contain [OPTIONS] -- COMMAND...`.
 //!
-//! It joins the cgroups given, makes the namespaces, forks the container's init, binds our files over its own, and waits.
-//! When it is killed, the kernel kills the init, and with the init everything else.
+//! A first child joins the cgroups given, makes the namespaces, forks the container's init and ends, so that nothing but
+//! the container is in its cgroup. The init becomes our child, binds our files over its own, and runs the command. When
+//! we are killed, the kernel kills the init, and with the init everything else.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, setgid, setgroups, setuid};
@@ -57,6 +60,27 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    set_child_subreaper(true).context("adopt the container's init")?;
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // SAFETY: this program has one thread, so the child may do anything the parent may.
+    match unsafe { fork() }.context("fork the maker of the container")? {
+        ForkResult::Child => {
+            drop(writer);
+            make(&arguments, &reader)
+        }
+        ForkResult::Parent { child } => match waitpid(child, None)? {
+            WaitStatus::Exited(_, 0) => {
+                drop(writer);
+                wait()
+            }
+            status => bail!("the container was not made: {status:?}"),
+        },
+    }
+}
+
+/// Makes the namespaces and the container's init. Only the init goes on from here, when the pipe behind `go` is closed:
+/// its maker has ended then, and it is our child.
+fn make(arguments: &Arguments, go: &OwnedFd) -> Result<ExitCode> {
     for file in &arguments.procs {
         fs::write(file, getpid().to_string())
             .with_context(|| format!("join {}", file.display()))?;
@@ -74,15 +98,17 @@ fn main() -> Result<ExitCode> {
     unshare(namespaces).context("make namespaces")?;
     // SAFETY: this program has one thread, so the child may do anything the parent may.
     match unsafe { fork() }.context("fork the container's init")? {
-        ForkResult::Parent { child } => wait(child),
+        ForkResult::Parent { .. } => Ok(ExitCode::SUCCESS),
         ForkResult::Child => {
+            nix::unistd::read(go, &mut [0]).context("wait for our maker to end")?;
             set_pdeathsig(Signal::SIGKILL).context("tie the container to us")?;
-            become_init(&arguments)
+            become_init(arguments)
         }
     }
 }
 
 /// Enters a new user namespace as its root. A process that stays outside has to write the map.
+#[allow(clippy::exit, reason = "the forked writer of the map ends here and returns to nobody")]
 fn enter_user_namespace() -> Result<()> {
     let (reader, writer) = nix::unistd::pipe()?;
     let us = getpid();
@@ -139,8 +165,9 @@ fn bind(files: &Path) -> Result<()> {
 }
 
 /// Ends as the container's init ended: with its status, or 128 and the signal's number.
-fn wait(init: Pid) -> Result<ExitCode> {
-    let code = match waitpid(init, None).context("wait for the container's init")? {
+fn wait() -> Result<ExitCode> {
+    let any: Option<Pid> = None;
+    let code = match waitpid(any, None).context("wait for the container's init")? {
         WaitStatus::Exited(_, code) => code,
         WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
         status => bail!("the container's init did not end: {status:?}"),

@@ -9,14 +9,27 @@ use crate::source::{Cpu, DeviceIo, Memory, Swap, parse};
 /// Above this a limit means "none": the kernel prints the largest page counter, rounded to its page size.
 const UNLIMITED_BYTES: u64 = 1 << 62;
 
-/// `cpuacct.usage_all`: user and system time of each CPU, the whole subtree's.
+/// `cpuacct.usage_percpu`, the precise time used on each CPU, split into user and system time as `cpuacct.usage_all` has
+/// them. Those are counted by ticks, and come to more than the precise time where the host is not given its CPUs.
 pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
-    let per_cpu = cgroup.parse("cpuacct.usage_all", parse::cpuacct_usage_all)?;
-    Ok(per_cpu.map(|per_cpu| {
-        let sum = |total: CpuTimes, cpu: &CpuTimes| total.zip(*cpu, u64::saturating_add);
-        let total = per_cpu.iter().fold(CpuTimes::default(), sum);
-        Cpu { total, per_cpu: Some(per_cpu) }
-    }))
+    let Some(used_ns) = cgroup.parse("cpuacct.usage_percpu", parse::cpuacct_usage_percpu)? else {
+        return Ok(None);
+    };
+    let ticks = cgroup.parse("cpuacct.usage_all", parse::cpuacct_usage_all)?.unwrap_or_default();
+    let ticks = ticks.into_iter().chain(std::iter::repeat(CpuTimes::default()));
+    let per_cpu: Vec<_> =
+        used_ns.into_iter().zip(ticks).map(|(ns, ticks)| split(ns, ticks)).collect();
+    let sum = |total: CpuTimes, cpu: &CpuTimes| total.zip(*cpu, u64::saturating_add);
+    let total = per_cpu.iter().fold(CpuTimes::default(), sum);
+    Ok(Some(Cpu { total, per_cpu: Some(per_cpu) }))
+}
+
+/// `used_ns` in the proportion of `ticks`; all of it user time where no tick has hit yet.
+fn split(used_ns: u64, ticks: CpuTimes) -> CpuTimes {
+    let all = u128::from(ticks.used_ns());
+    let system = (u128::from(used_ns) * u128::from(ticks.system_ns)).checked_div(all).unwrap_or(0);
+    let system_ns = u64::try_from(system).unwrap_or(used_ns);
+    CpuTimes { user_ns: used_ns - system_ns, system_ns, ..CpuTimes::default() }
 }
 
 /// `cpu.cfs_quota_us` (-1: none) over `cpu.cfs_period_us` of the cgroup and its ancestors.
@@ -167,6 +180,14 @@ mod tests {
         assert_eq!(memory.limit_bytes, None);
         assert_eq!((memory.cache_bytes, memory.anon_bytes, memory.dirty_bytes), (20, 30, 50));
         assert_eq!(memory.anon_thp_bytes, Some(40));
+    }
+
+    #[test]
+    fn precise_time_is_split_as_the_ticks_are() {
+        let ticks = |user_ns, system_ns| CpuTimes { user_ns, system_ns, ..CpuTimes::default() };
+        assert_eq!(split(1_000, ticks(3_000, 1_000)), ticks(750, 250));
+        assert_eq!(split(1_000, ticks(0, 0)), ticks(1_000, 0));
+        assert_eq!(split(u64::MAX, ticks(0, u64::MAX)), ticks(0, u64::MAX));
     }
 
     #[test]
