@@ -95,6 +95,7 @@ pub const fn to_kernel(average: i64) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_arithmetic, reason = "the exact result to compare with")]
 mod tests {
     use proptest::prelude::*;
 
