@@ -12,6 +12,7 @@
 //!
 //! `model` holds the arithmetic and types the rooms share; `daemon` mounts, guards and ends all of it.
 
+pub mod bpf;
 pub mod caller;
 pub mod cli;
 pub mod daemon;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool talks to its user")]
 
+mod build_ebpf;
 mod demo;
 mod run;
 mod test;
@@ -23,6 +24,8 @@ enum Command {
     Test(test::Args),
     /// Run the long storms whose figures an issue asks for.
     Soak(test::SoakArgs),
+    /// Rebuild the committed eBPF object; its tools are set up if they are missing.
+    BuildEbpf(build_ebpf::Args),
     /// Check the invariants of ARCHITECTURE.md.
     Tidy,
     /// Run a command or test binaries in guests with other kernels.
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Test(args) => test::main(&args),
         Command::Soak(args) => test::soak(&args),
+        Command::BuildEbpf(args) => build_ebpf::main(&args),
         Command::Tidy => tidy::main(),
         Command::Vm(args) => vm::main(args),
     };

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub(crate) use apt::{Apt, unpack as unpack_deb};
 pub(crate) use ground::{Options, run};
 pub(crate) use guest::{Guest, Report, Step};
 pub(crate) use kernel::{KNOWN, Series};

@@ -74,6 +74,13 @@ impl Apt {
         Ok(parse::names(&found))
     }
 
+    /// The versions of one package, newest first.
+    pub(crate) fn versions(&self, package: &str) -> Result<Vec<String>> {
+        let found = shell::output(self.command("apt-cache").args(["madison", package]))?;
+        let version = |line: &str| line.split('|').nth(1).map(|field| field.trim().to_owned());
+        Ok(found.lines().filter_map(version).collect())
+    }
+
     /// Just these packages.
     pub(crate) fn alone<S: AsRef<OsStr>>(&self, packages: &[S]) -> Result<Vec<Deb>> {
         let mut ask = self.command("apt-get");

@@ -1,0 +1,125 @@
+//! The only reads of kernel structures. Where a member lies is found by the loader in the kernel's
+//! BTF and handed over as read-only globals, which are constants to the verifier.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::task_struct;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use lxcfs_abi::field;
+
+/// `O_` globals are plain offsets of members of 8 bytes (4 for the pid).
+macro_rules! offsets {
+    ($($name:ident),* $(,)?) => { $(
+        #[unsafe(no_mangle)]
+        pub(crate) static $name: Global<u32> = Global::new(0);
+    )* };
+}
+
+offsets! {
+    O_PID, O_CGROUPS, O_SUM_EXEC_RUNTIME, O_UTIME, O_STIME, O_RUN_DELAY,
+    O_CSET_GROUP, O_CSS_CGROUP, O_CGROUP_KN, O_CGROUP_PARENT, O_KN_ID,
+}
+
+/// `F_` globals are fields as packed by [`field`].
+macro_rules! fields {
+    ($($name:ident),* $(,)?) => { $(
+        #[unsafe(no_mangle)]
+        pub(crate) static $name: Global<u32> = Global::new(field::ABSENT);
+    )* };
+}
+
+fields! {
+    F_ON_RQ, F_SCHED_DELAYED, F_CONTRIBUTES, F_IN_IOWAIT, F_STATE, F_STATIC_PRIO, F_TASK_CPU,
+}
+
+/// 1 where CPU time is grouped by a v1 hierarchy: `O_CSET_GROUP` is then a subsystem's state.
+#[unsafe(no_mangle)]
+static GROUPED_BY_V1: Global<u32> = Global::new(0);
+
+/// 1 where storage may be made with a run queue locked.
+#[unsafe(no_mangle)]
+pub(crate) static CREATE_LOCKED: Global<u32> = Global::new(0);
+
+/// An 8-byte member, by a checked load.
+///
+/// # Safety
+/// `task` is a task the verifier trusts.
+#[inline(always)]
+pub(crate) unsafe fn load_u64(task: *const task_struct, offset: &Global<u32>) -> u64 {
+    // SAFETY: the loader found an 8-byte member there.
+    unsafe { *task.cast::<u8>().add(offset.load() as usize).cast::<u64>() }
+}
+
+/// # Safety
+/// As [`load_u64`].
+#[inline(always)]
+pub(crate) unsafe fn pid(task: *const task_struct) -> u32 {
+    // SAFETY: the loader found a 4-byte member there.
+    unsafe { *task.cast::<u8>().add(O_PID.load() as usize).cast::<u32>() }
+}
+
+/// A member of any size, or one bit; 0 if this kernel does not have it.
+///
+/// # Safety
+/// As [`load_u64`].
+#[inline(always)]
+pub(crate) unsafe fn load(task: *const task_struct, global: &Global<u32>) -> u64 {
+    let place = global.load();
+    // SAFETY: offset and size are a member's; of the four loads the verifier keeps one.
+    unsafe {
+        let at = task.cast::<u8>().add(field::offset(place));
+        let bytes = match field::size(place) {
+            1 => u64::from(*at),
+            2 => u64::from(*at.cast::<u16>()),
+            4 => u64::from(*at.cast::<u32>()),
+            8 => *at.cast::<u64>(),
+            _ => return 0,
+        };
+        field::extract(place, bytes)
+    }
+}
+
+/// The task's css_set as a number.
+///
+/// # Safety
+/// As [`load_u64`].
+#[inline(always)]
+pub(crate) unsafe fn css_set(task: *const task_struct) -> u64 {
+    // SAFETY: an address inside the task, copied without faulting.
+    unsafe { copy(task as u64 + u64::from(O_CGROUPS.load())) }
+}
+
+/// The cgroup of a css_set in the hierarchy that groups CPU time; 0 if it cannot be read.
+#[inline(always)]
+pub(crate) fn cgroup_of(css_set: u64) -> u64 {
+    let group = follow(css_set, &O_CSET_GROUP);
+    if GROUPED_BY_V1.load() == 0 { group } else { follow(group, &O_CSS_CGROUP) }
+}
+
+/// Inode number of the cgroup's directory.
+#[inline(always)]
+pub(crate) fn cgroup_id(cgroup: u64) -> u64 {
+    follow(follow(cgroup, &O_CGROUP_KN), &O_KN_ID)
+}
+
+/// The parent cgroup; 0 for a root.
+#[inline(always)]
+pub(crate) fn cgroup_parent(cgroup: u64) -> u64 {
+    follow(follow(cgroup, &O_CGROUP_PARENT), &O_CSS_CGROUP)
+}
+
+#[inline(always)]
+fn follow(address: u64, offset: &Global<u32>) -> u64 {
+    if address == 0 {
+        return 0;
+    }
+    // SAFETY: a copy that does not fault.
+    unsafe { copy(address + u64::from(offset.load())) }
+}
+
+/// # Safety
+/// None needed in truth: an address that is not mapped gives 0.
+#[inline(always)]
+unsafe fn copy(address: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or(0)
+}

@@ -1,0 +1,178 @@
+//! Loading and attaching, and a start without a race.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use aya::programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint};
+use aya::{Btf, Ebpf, EbpfLoader};
+use lxcfs_abi::EXTRA_RECORDS;
+
+use super::clock::Clock;
+use super::maps::{Maps, ctrl_word, take_free, take_notify};
+use super::support::{Barrier, Plan, TRACEPOINTS};
+use super::{Options, Unavailable, patch, sys};
+
+/// The built object, committed beside its source and rebuilt by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../lxcfs-ebpf/prebuilt/lxcfs-ebpf.o");
+
+/// Programs that user space runs on demand.
+const ON_DEMAND: [&str; 3] = ["peek", "flush", "fold"];
+
+/// Everything that came out of loading.
+pub(crate) struct Loaded {
+    /// Holds the programs and their links: dropping it detaches them.
+    pub(crate) ebpf: Ebpf,
+    pub(crate) maps: Maps,
+    pub(crate) free: aya::maps::Stack<aya::maps::MapData, u32>,
+    pub(crate) notify: aya::maps::RingBuf<aya::maps::MapData>,
+    pub(crate) flush: OwnedFd,
+    pub(crate) fold: OwnedFd,
+    pub(crate) clock: Clock,
+}
+
+/// Loads and attaches all programs, behind a closed gate.
+pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable> {
+    let mut object = OBJECT.to_vec();
+    patch::walk_calls(&mut object, plan.walk);
+    let mut ebpf = open(&object, plan, options)?;
+    let btf = Btf::from_sys_fs().map_err(failed("read the kernel's types"))?;
+    for name in TRACEPOINTS {
+        let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
+        program.load(name, &btf).map_err(refused(name))?;
+    }
+    let seed: &mut Iter = program(&mut ebpf, "seed")?;
+    seed.load("task", &btf).map_err(refused("seed"))?;
+    for name in ON_DEMAND {
+        let program: &mut RawTracePoint = program(&mut ebpf, name)?;
+        program.load().map_err(refused(name))?;
+    }
+    let maps = Maps::new(&mut ebpf, options.slots, plan.possible_cpus)
+        .map_err(failed("map the counters"))?;
+    maps.generation().store(1, Ordering::SeqCst);
+    let mut free = take_free(&mut ebpf).map_err(failed("open the free slots"))?;
+    // A stack: the lowest comes out first.
+    for slot in (1..options.slots).rev() {
+        free.push(slot, 0).map_err(failed("fill the free slots"))?;
+    }
+    let notify = take_notify(&mut ebpf).map_err(failed("open the notification ring"))?;
+    let clock = set_clock(&ebpf, &maps, plan).map_err(failed("read the kernel's clock"))?;
+    for name in TRACEPOINTS {
+        let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
+        program.attach().map_err(failed("attach"))?;
+    }
+    let flush = program_fd(&ebpf, "flush").map_err(failed("open `flush`"))?;
+    let fold = program_fd(&ebpf, "fold").map_err(failed("open `fold`"))?;
+    Ok(Loaded { ebpf, maps, free, notify, flush, fold, clock })
+}
+
+fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailable> {
+    let mut loader = EbpfLoader::new();
+    loader.allow_unsupported_maps();
+    for (name, value) in &plan.globals {
+        loader.override_global(name, value, true);
+    }
+    loader.override_global("TICK_JIFFIES", &plan.tick_jiffies, true);
+    loader.override_global("TICK_PHASE", &plan.tick_phase, true);
+    let records = options.slots.saturating_mul(plan.possible_cpus + EXTRA_RECORDS);
+    for name in ["SLOTS", "LOCKS", "SLOT_OF", "FREE"] {
+        loader.map_max_entries(name, options.slots);
+    }
+    loader.map_max_entries("RECORDS", records);
+    loader.map_max_entries("CPUS", plan.possible_cpus);
+    loader.load(object).map_err(failed("load the maps"))
+}
+
+/// Opens the gate, then counts the tasks that were there before.
+///
+/// Programs return at once until the gate is open. After the barrier no program runs that saw it
+/// closed, so from there on every event is seen; the iterator then sets each word that no event has
+/// set. Whichever comes second replaces the first, and counts follow the words.
+pub(crate) fn start(ebpf: &mut Ebpf, maps: &Maps, barrier: Barrier) -> Result<(), Unavailable> {
+    maps.enabled().store(1, Ordering::SeqCst);
+    match barrier {
+        Barrier::Membarrier => sys::membarrier().map_err(failed("wait for the programs"))?,
+        Barrier::Sleep => std::thread::sleep(Duration::from_secs(1)),
+    }
+    walk_tasks(ebpf)
+}
+
+/// Reads the task iterator once: each task's word is compared with the kernel.
+pub(crate) fn walk_tasks(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
+    let seed: &mut Iter = program(ebpf, "seed")?;
+    let id = seed.attach().map_err(failed("attach the task iterator"))?;
+    let link = seed.take_link(id).map_err(failed("attach the task iterator"))?;
+    let mut file = link.into_file().map_err(failed("open the task iterator"))?;
+    let mut nothing = [0; 64];
+    loop {
+        match file.read(&mut nothing) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed("read the task iterator")(error)),
+        }
+    }
+}
+
+/// Waits for a jiffy to begin, so that the clock is right to microseconds.
+fn set_clock(ebpf: &Ebpf, maps: &Maps, plan: &Plan) -> io::Result<Clock> {
+    let peek = program_fd(ebpf, "peek")?;
+    let look = || -> io::Result<(u64, u64)> {
+        sys::test_run(peek.as_fd(), &[0; 2], None)?;
+        let read = |word: &std::sync::atomic::AtomicU64| word.load(Ordering::Relaxed);
+        Ok((read(ctrl_word!(maps, peek_jiffies)), read(ctrl_word!(maps, peek_monotonic_ns))))
+    };
+    let (first, started_ns) = look()?;
+    loop {
+        let (jiffies, monotonic_ns) = look()?;
+        // A jiffy that does not end within a second is a clock that stands still.
+        if jiffies != first || monotonic_ns.saturating_sub(started_ns) > 1_000_000_000 {
+            return Ok(Clock {
+                monotonic_ns,
+                jiffies,
+                jiffy_ns: plan.jiffy_ns,
+                tick_jiffies: plan.tick_jiffies,
+                tick_phase: plan.tick_phase,
+            });
+        }
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Unavailable>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let missing = || io::Error::new(io::ErrorKind::NotFound, name);
+    let program = ebpf.program_mut(name).ok_or_else(missing).map_err(failed("find a program"))?;
+    program.try_into().map_err(failed("find a program"))
+}
+
+fn program_fd(ebpf: &Ebpf, name: &'static str) -> io::Result<OwnedFd> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, name);
+    let program: &RawTracePoint = ebpf
+        .program(name)
+        .ok_or_else(missing)?
+        .try_into()
+        .map_err(|error: ProgramError| io::Error::other(error))?;
+    program.fd().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
+}
+
+fn failed<E>(operation: &'static str) -> impl FnOnce(E) -> Unavailable
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    move |error| Unavailable::Failed { operation, source: Box::new(error) }
+}
+
+/// The verifier's log goes with the error; it fills pages, so its printing is the caller's choice.
+fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> Unavailable {
+    move |error| match error {
+        ProgramError::LoadError { io_error, verifier_log } => Unavailable::Refused {
+            program,
+            source: io_error,
+            verifier_log: verifier_log.to_string(),
+        },
+        other => failed("load a program")(other),
+    }
+}

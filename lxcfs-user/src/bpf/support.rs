@@ -1,0 +1,426 @@
+//! What this kernel has, and what follows from it.
+//!
+//! [`Facts`] is probed once; [`plan`] is a pure rule on facts. No kernel version is compared
+//! anywhere: what matters is whether a member, a function or a mount is there.
+
+use std::path::PathBuf;
+
+use lxcfs_abi::field;
+
+use super::btf::Member;
+use super::hierarchy::{Controller, Hierarchy};
+
+/// Where a kernel structure's member must lie for the programs, and how it is handed to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The read-only global of the programs.
+    pub global: &'static str,
+    pub structure: &'static str,
+    pub path: &'static str,
+    need: Need,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// A member of exactly this many bytes: the global is its offset.
+    Bytes(u32),
+    /// A member of 1, 2, 4 or 8 bytes, or one bit: the global is a packed field.
+    Any,
+    /// As `Any`, and its absence has a meaning.
+    Optional,
+}
+
+const fn want(
+    global: &'static str,
+    structure: &'static str,
+    path: &'static str,
+    need: Need,
+) -> Wanted {
+    Wanted { global, structure, path, need }
+}
+
+/// Every member the programs read, except the way from a css_set to its cgroup.
+pub const WANTED: [Wanted; 17] = [
+    want("O_PID", "task_struct", "pid", Need::Bytes(4)),
+    want("O_CGROUPS", "task_struct", "cgroups", Need::Bytes(8)),
+    want("O_SUM_EXEC_RUNTIME", "task_struct", "se.sum_exec_runtime", Need::Bytes(8)),
+    want("O_UTIME", "task_struct", "utime", Need::Bytes(8)),
+    want("O_STIME", "task_struct", "stime", Need::Bytes(8)),
+    want("O_RUN_DELAY", "task_struct", "sched_info.run_delay", Need::Bytes(8)),
+    want("O_CSS_CGROUP", "cgroup_subsys_state", "cgroup", Need::Bytes(8)),
+    want("O_CGROUP_KN", "cgroup", "kn", Need::Bytes(8)),
+    want("O_CGROUP_PARENT", "cgroup", "self.parent", Need::Bytes(8)),
+    want("O_KN_ID", "kernfs_node", "id", Need::Bytes(8)),
+    want("F_ON_RQ", "task_struct", "on_rq", Need::Any),
+    // From 6.12: a task that just slept stays queued for a while.
+    want("F_SCHED_DELAYED", "task_struct", "se.sched_delayed", Need::Optional),
+    want("F_CONTRIBUTES", "task_struct", "sched_contributes_to_load", Need::Any),
+    want("F_IN_IOWAIT", "task_struct", "in_iowait", Need::Any),
+    want("F_STATE", "task_struct", "__state", Need::Any),
+    want("F_STATIC_PRIO", "task_struct", "static_prio", Need::Any),
+    // Only places the I/O wait of tasks older than the programs: CPU 0 without it.
+    want("F_TASK_CPU", "task_struct", "thread_info.cpu", Need::Optional),
+];
+
+/// The tracepoints the programs attach to.
+pub const TRACEPOINTS: [&str; 8] = [
+    "sched_switch",
+    "sched_wakeup",
+    "sched_wakeup_new",
+    "sched_process_fork",
+    "cgroup_attach_task",
+    "cgroup_transfer_tasks",
+    "cgroup_rmdir",
+    "cgroup_release",
+];
+
+/// The kernel functions that walk the threads of a process, in the order of the placeholders.
+pub const WALK: [&str; 3] = ["bpf_iter_task_new", "bpf_iter_task_next", "bpf_iter_task_destroy"];
+
+/// What is in the kernel's type information.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Types {
+    /// In the order of [`WANTED`].
+    pub members: [Option<Member>; WANTED.len()],
+    /// `css_set.dfl_cgrp`.
+    pub default_cgroup: Option<Member>,
+    /// `css_set.subsys`, an array of pointers.
+    pub subsystems: Option<Member>,
+    pub cpuacct_id: Option<u32>,
+    pub cpu_id: Option<u32>,
+    /// In the order of [`TRACEPOINTS`].
+    pub tracepoints: [bool; TRACEPOINTS.len()],
+    /// Ids of the functions of [`WALK`].
+    pub walk: [Option<u32>; WALK.len()],
+    pub task_iterator: bool,
+    pub task_storage: bool,
+    /// Task storage comes from an allocator that may be used with a run queue locked.
+    pub storage_under_lock: bool,
+}
+
+/// What this kernel and this process have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// `Err` says why there is none.
+    pub types: Result<Types, String>,
+    /// The mounted hierarchy that groups CPU time.
+    pub hierarchy: Option<Hierarchy>,
+    /// Effective capabilities, one bit each.
+    pub capabilities: u64,
+    /// `/sys/kernel/security/lockdown` is at `confidentiality`.
+    pub locked_down: bool,
+    /// membarrier(2) can wait for all CPUs.
+    pub membarrier: bool,
+    /// Possible CPUs, counted up to the highest.
+    pub possible_cpus: u32,
+    /// Length of a jiffy, from the resolution of CLOCK_MONOTONIC_COARSE.
+    pub jiffy_ns: u64,
+}
+
+/// How the programs are loaded here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Values of the programs' read-only globals.
+    pub globals: Vec<(&'static str, u32)>,
+    /// Jiffies between two samples of the load, and one jiffy at which the kernel samples.
+    pub tick_jiffies: u64,
+    pub tick_phase: u64,
+    pub jiffy_ns: u64,
+    pub possible_cpus: u32,
+    /// Function ids that replace the placeholders; `None`: the daemon walks all tasks instead.
+    pub walk: Option<[u32; WALK.len()]>,
+    pub barrier: Barrier,
+    /// Root directory of the hierarchy.
+    pub root: PathBuf,
+}
+
+/// How to wait until all programs that run now have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barrier {
+    Membarrier,
+    /// Where CPUs run without ticks: programs take microseconds, so a second is enough.
+    Sleep,
+}
+
+/// Why the programs cannot be used here; one line for `lxcfs status`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    #[error("no permission: eBPF needs CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON")]
+    NotPermitted,
+    #[error("the kernel is locked down (confidentiality): programs may not read its memory")]
+    LockedDown,
+    #[error("no kernel type information: {0}")]
+    NoTypes(String),
+    #[error("no cgroup hierarchy with CPU accounting is mounted")]
+    NoHierarchy,
+    #[error("this kernel has no {0}")]
+    Missing(&'static str),
+    #[error("`{structure}.{path}` is {bytes} bytes long here, which the programs cannot read")]
+    Size { structure: &'static str, path: &'static str, bytes: u32 },
+}
+
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// Facts to plan, or to the one reason that comes first.
+pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
+    let has = |capability: u32| facts.capabilities >> capability & 1 == 1;
+    let permitted = has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON));
+    if !permitted {
+        return Err(Reason::NotPermitted);
+    }
+    if facts.locked_down {
+        return Err(Reason::LockedDown);
+    }
+    let types = facts.types.as_ref().map_err(|cause| Reason::NoTypes(cause.clone()))?;
+    let hierarchy = facts.hierarchy.as_ref().ok_or(Reason::NoHierarchy)?;
+    require(types)?;
+    let mut globals = Vec::with_capacity(WANTED.len() + 6);
+    for (wanted, member) in WANTED.iter().zip(types.members) {
+        globals.push((wanted.global, global_value(wanted, member)?));
+    }
+    let v1 = hierarchy.controller.is_some();
+    globals.push(("O_CSET_GROUP", group_offset(hierarchy, types)?));
+    globals.push(("GROUPED_BY_V1", u32::from(v1)));
+    globals.push(("CREATE_LOCKED", u32::from(types.storage_under_lock)));
+    globals.push(("CPU_COUNT", facts.possible_cpus));
+    let walk = match types.walk {
+        [Some(new), Some(next), Some(destroy)] => Some([new, next, destroy]),
+        _ => None,
+    };
+    globals.push(("WALK_THREADS", u32::from(walk.is_some())));
+    let (tick_jiffies, tick_phase) = tick(facts.jiffy_ns);
+    Ok(Plan {
+        globals,
+        tick_jiffies,
+        tick_phase,
+        jiffy_ns: facts.jiffy_ns,
+        possible_cpus: facts.possible_cpus,
+        walk,
+        barrier: if facts.membarrier { Barrier::Membarrier } else { Barrier::Sleep },
+        root: hierarchy.root.clone(),
+    })
+}
+
+fn require(types: &Types) -> Result<(), Reason> {
+    for (name, present) in TRACEPOINTS.into_iter().zip(types.tracepoints) {
+        if !present {
+            return Err(Reason::Missing(name));
+        }
+    }
+    if !types.task_iterator {
+        return Err(Reason::Missing("task iterator"));
+    }
+    if !types.task_storage {
+        return Err(Reason::Missing("task local storage"));
+    }
+    Ok(())
+}
+
+fn global_value(wanted: &Wanted, member: Option<Member>) -> Result<u32, Reason> {
+    let Some(member) = member else {
+        return match wanted.need {
+            Need::Optional => Ok(field::ABSENT),
+            _ => Err(Reason::Missing(wanted.path)),
+        };
+    };
+    let Wanted { structure, path, .. } = *wanted;
+    let refused = Reason::Size { structure, path, bytes: member.size_bytes };
+    let offset = u16::try_from(member.offset_bits / 8).map_err(|_| refused.clone())?;
+    if member.bitfield_bits == 1 {
+        let bit = u8::try_from(member.offset_bits % 8).map_err(|_| refused.clone())?;
+        return match wanted.need {
+            Need::Bytes(_) => Err(refused),
+            _ => Ok(field::bit(offset, bit)),
+        };
+    }
+    let aligned = member.offset_bits.is_multiple_of(8) && member.bitfield_bits == 0;
+    match (wanted.need, member.size_bytes) {
+        (Need::Bytes(bytes), actual) if aligned && bytes == actual => Ok(u32::from(offset)),
+        (Need::Any | Need::Optional, 1) if aligned => Ok(field::whole(offset, 1)),
+        (Need::Any | Need::Optional, 2) if aligned => Ok(field::whole(offset, 2)),
+        (Need::Any | Need::Optional, 4) if aligned => Ok(field::whole(offset, 4)),
+        (Need::Any | Need::Optional, 8) if aligned => Ok(field::whole(offset, 8)),
+        _ => Err(refused),
+    }
+}
+
+/// Where in a css_set the pointer to the group lies.
+fn group_offset(hierarchy: &Hierarchy, types: &Types) -> Result<u32, Reason> {
+    let Some(controller) = hierarchy.controller else {
+        let member = types.default_cgroup.ok_or(Reason::Missing("css_set.dfl_cgrp"))?;
+        return Ok(member.offset_bits / 8);
+    };
+    let id = match controller {
+        Controller::Cpuacct => types.cpuacct_id.ok_or(Reason::Missing("cpuacct_cgrp_id"))?,
+        Controller::Cpu => types.cpu_id.ok_or(Reason::Missing("cpu_cgrp_id"))?,
+    };
+    let array = types.subsystems.ok_or(Reason::Missing("css_set.subsys"))?;
+    if id >= array.size_bytes / 8 {
+        return Err(Reason::Missing("css_set.subsys"));
+    }
+    Ok(array.offset_bits / 8 + id * 8)
+}
+
+/// The kernel's series of samples: `LOAD_FREQ = 5 * HZ + 1` jiffies apart, the first one that long
+/// after `INITIAL_JIFFIES`, which is -300 s as an unsigned 32-bit number
+/// (`include/linux/jiffies.h`; `calc_load_update` in kernel/sched/core.c, `sched_init`).
+const fn tick(jiffy_ns: u64) -> (u64, u64) {
+    let per_second = match 1_000_000_000u64.checked_div(jiffy_ns) {
+        Some(0) | None => 1,
+        Some(hz) => hz,
+    };
+    let tick_jiffies = 5 * per_second + 1;
+    ((tick_jiffies), (1 << 32) - 300 * per_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn member(offset_bytes: u32, size_bytes: u32) -> Option<Member> {
+        Some(Member { offset_bits: offset_bytes * 8, size_bytes, bitfield_bits: 0 })
+    }
+
+    /// Facts of a 6.18 kernel, as far as they matter.
+    fn facts() -> Facts {
+        let mut members = [None; WANTED.len()];
+        for ((nth, wanted), slot) in (0u32..).zip(&WANTED).zip(&mut members) {
+            *slot = match wanted.need {
+                Need::Bytes(bytes) => member(nth * 8, bytes),
+                _ => member(nth * 8, 4),
+            };
+        }
+        members[12] = Some(Member { offset_bits: 1_203, size_bytes: 4, bitfield_bits: 1 });
+        Facts {
+            types: Ok(Types {
+                members,
+                default_cgroup: member(136, 8),
+                subsystems: member(0, 8 * 14),
+                cpuacct_id: Some(2),
+                cpu_id: Some(1),
+                tracepoints: [true; TRACEPOINTS.len()],
+                walk: [Some(71), Some(72), Some(73)],
+                task_iterator: true,
+                task_storage: true,
+                storage_under_lock: true,
+            }),
+            hierarchy: Some(Hierarchy { controller: None, root: "/sys/fs/cgroup".into() }),
+            capabilities: u64::MAX,
+            locked_down: false,
+            membarrier: true,
+            possible_cpus: 2,
+            jiffy_ns: 4_000_000,
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Types)) -> Facts {
+        let mut facts = facts();
+        change(facts.types.as_mut().unwrap());
+        facts
+    }
+
+    fn value(plan: &Plan, name: &str) -> u32 {
+        plan.globals.iter().find(|(global, _)| *global == name).unwrap().1
+    }
+
+    #[test]
+    fn everything_there_is_a_full_plan() {
+        let plan = plan(&facts()).unwrap();
+        assert_eq!(plan.walk, Some([71, 72, 73]));
+        assert_eq!(plan.barrier, Barrier::Membarrier);
+        assert_eq!((plan.tick_jiffies, plan.tick_phase), (1_251, 0x1_0000_0000 - 75_000));
+        assert_eq!(value(&plan, "O_CSET_GROUP"), 136);
+        assert_eq!(value(&plan, "F_CONTRIBUTES"), field::bit(150, 3));
+        assert_eq!(value(&plan, "F_ON_RQ"), field::whole(80, 4));
+        assert_eq!(value(&plan, "CPU_COUNT"), 2);
+    }
+
+    #[test]
+    fn each_member_is_needed_or_its_absence_known() {
+        for (nth, wanted) in WANTED.iter().enumerate() {
+            let without = with(|types| types.members[nth] = None);
+            match (wanted.need, plan(&without)) {
+                (Need::Optional, Ok(plan)) => {
+                    assert_eq!(value(&plan, wanted.global), field::ABSENT)
+                }
+                (Need::Bytes(_) | Need::Any, Err(reason)) => {
+                    assert_eq!(reason, Reason::Missing(wanted.path));
+                }
+                (_, other) => panic!("without {}: {other:?}", wanted.path),
+            }
+        }
+    }
+
+    #[test]
+    fn each_tracepoint_is_needed() {
+        for (nth, name) in TRACEPOINTS.into_iter().enumerate() {
+            let without = with(|types| types.tracepoints[nth] = false);
+            assert_eq!(plan(&without).unwrap_err(), Reason::Missing(name));
+        }
+    }
+
+    #[test]
+    fn one_missing_function_means_that_the_daemon_walks() {
+        for nth in 0..WALK.len() {
+            let plan = plan(&with(|types| types.walk[nth] = None)).unwrap();
+            assert_eq!((plan.walk, value(&plan, "WALK_THREADS")), (None, 0));
+        }
+    }
+
+    #[test]
+    fn a_byte_is_read_as_a_byte() {
+        // `on_rq` in 7.3.
+        let plan = plan(&with(|types| types.members[10] = member(53, 1))).unwrap();
+        assert_eq!(value(&plan, "F_ON_RQ"), field::whole(53, 1));
+    }
+
+    #[test]
+    fn a_member_of_another_size_is_refused() {
+        let reason = plan(&with(|types| types.members[3] = member(24, 4))).unwrap_err();
+        let (structure, path) = ("task_struct", "utime");
+        assert_eq!(reason, Reason::Size { structure, path, bytes: 4 });
+        assert!(plan(&with(|types| types.members[10] = member(53, 3))).is_err());
+        assert!(plan(&with(|types| types.members[10] = member(1 << 17, 1))).is_err());
+    }
+
+    #[test]
+    fn a_v1_hierarchy_groups_by_its_controller() {
+        let mut v1 = facts();
+        for (controller, offset) in [(Controller::Cpuacct, 16), (Controller::Cpu, 8)] {
+            let root = PathBuf::from("/sys/fs/cgroup/x");
+            v1.hierarchy = Some(Hierarchy { controller: Some(controller), root });
+            let plan = plan(&v1).unwrap();
+            assert_eq!(value(&plan, "O_CSET_GROUP"), offset);
+            assert_eq!(value(&plan, "GROUPED_BY_V1"), 1);
+        }
+        v1.types.as_mut().unwrap().cpu_id = None;
+        assert_eq!(plan(&v1).unwrap_err(), Reason::Missing("cpu_cgrp_id"));
+        v1.types.as_mut().unwrap().cpu_id = Some(14);
+        assert_eq!(plan(&v1).unwrap_err(), Reason::Missing("css_set.subsys"));
+    }
+
+    #[test]
+    fn reasons_come_in_the_order_in_which_they_can_be_helped() {
+        let mut facts = facts();
+        facts.hierarchy = None;
+        assert_eq!(plan(&facts).unwrap_err(), Reason::NoHierarchy);
+        facts.types = Err("no such file".into());
+        assert_eq!(plan(&facts).unwrap_err(), Reason::NoTypes("no such file".into()));
+        facts.locked_down = true;
+        assert_eq!(plan(&facts).unwrap_err(), Reason::LockedDown);
+        facts.capabilities = 1 << CAP_BPF;
+        assert_eq!(plan(&facts).unwrap_err(), Reason::NotPermitted);
+        facts.capabilities = 1 << CAP_BPF | 1 << CAP_PERFMON;
+        assert_eq!(plan(&facts).unwrap_err(), Reason::LockedDown);
+    }
+
+    #[test]
+    fn without_the_rest_there_are_other_ways() {
+        let mut facts = with(|types| types.storage_under_lock = false);
+        facts.membarrier = false;
+        let plan = plan(&facts).unwrap();
+        assert_eq!((plan.barrier, value(&plan, "CREATE_LOCKED")), (Barrier::Sleep, 0));
+    }
+}

@@ -1,0 +1,146 @@
+//! System calls that no crate of ours wraps: parts of bpf(2), and membarrier(2).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_F_TEST_RUN_ON_CPU: u32 = 1;
+const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// `union bpf_attr` for the map element commands.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+/// Runs a raw tracepoint program with `arguments`, on `cpu` if given, and returns what it returned.
+pub(crate) fn test_run(
+    program: BorrowedFd<'_>,
+    arguments: &[u64; 2],
+    cpu: Option<u32>,
+) -> io::Result<u32> {
+    let mut attr = TestRunAttr {
+        prog_fd: fd_word(program),
+        ctx_size_in: size_word::<[u64; 2]>(),
+        ctx_in: std::ptr::from_ref(arguments) as u64,
+        flags: if cpu.is_some() { BPF_F_TEST_RUN_ON_CPU } else { 0 },
+        cpu: cpu.unwrap_or(0),
+        ..TestRunAttr::default()
+    };
+    // SAFETY: `attr` is of the size passed; the kernel reads `arguments`, which outlives the call,
+    // and writes into `attr` only.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            std::ptr::from_mut(&mut attr),
+            size_of::<TestRunAttr>(),
+        )
+    };
+    check(result)?;
+    Ok(attr.retval)
+}
+
+/// Looks up `key` in a map whose values are exactly `T`.
+pub(crate) fn lookup<K, T: Default + Copy>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<T>> {
+    let mut value = T::default();
+    let attr = ElementAttr {
+        map_fd: fd_word(map),
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_mut(&mut value) as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: the kernel reads `key` and writes one value of the map, which the callers in this
+    // room pair with its type (sizes are asserted in the ABI); both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_ELEM,
+            std::ptr::from_ref(&attr),
+            size_of::<ElementAttr>(),
+        )
+    };
+    match check(result) {
+        Ok(()) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes `key`; one that is not there is fine.
+pub(crate) fn delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: fd_word(map),
+        key: std::ptr::from_ref(key) as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: the kernel reads `key`, of the map's key size as for `lookup`; it outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_DELETE_ELEM,
+            std::ptr::from_ref(&attr),
+            size_of::<ElementAttr>(),
+        )
+    };
+    match check(result) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether [`membarrier`] waits for all programs (not where CPUs run without ticks).
+pub(crate) fn has_membarrier() -> bool {
+    // SAFETY: a query takes no pointers.
+    let commands = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0) };
+    commands > 0 && commands & libc::c_long::from(MEMBARRIER_CMD_GLOBAL) != 0
+}
+
+/// Waits until every eBPF program that runs now has ended: the command is the kernel's
+/// `synchronize_rcu`.
+pub(crate) fn membarrier() -> io::Result<()> {
+    // SAFETY: the command takes no pointers.
+    check(unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) })
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn fd_word(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn size_word<T>() -> u32 {
+    u32::try_from(size_of::<T>()).expect("a few words")
+}
