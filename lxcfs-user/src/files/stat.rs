@@ -18,7 +18,7 @@ pub(super) struct Stat {
     /// `(shown number, times)`, ascending.
     cpus: Vec<(u32, CpuTimes)>,
     ticks_per_second: u64,
-    /// Context switches. No cgroup counts them: the host's.
+    /// Context switches: the container's where they are counted, else the host's.
     ctxt: Option<u64>,
     /// When the host booted, seconds since 1970.
     btime_s: Option<u64>,
@@ -36,12 +36,13 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
         .map(|(shown, times)| (shown, history.advance(shown, up_ns, times)))
         .collect();
     drop(history);
+    let load = view.source.load(view.container)?;
     Ok(Stat {
         cpus: rows,
         ticks_per_second: view.machine.ticks_per_second(),
-        ctxt: host_number(&host, b"ctxt"),
+        ctxt: load.and_then(|load| load.switches).or_else(|| host_number(&host, b"ctxt")),
         btime_s: host_number(&host, b"btime"),
-        load: view.source.load(view.container)?,
+        load,
     })
 }
 
@@ -79,12 +80,13 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
     if let Some(btime_s) = stat.btime_s {
         let _ = writeln!(page, "btime {btime_s}");
     }
-    if let Some(Load { tasks, .. }) = stat.load {
+    if let Some(Load { tasks, forks, .. }) = stat.load {
         // In a pid namespace of its own, the newest pid is the number of tasks ever made (until pids wrap).
-        let _ = writeln!(page, "processes {}", tasks.last_pid.max(tasks.threads));
+        let made = forks.unwrap_or_else(|| tasks.last_pid.max(tasks.threads).into());
+        let _ = writeln!(page, "processes {made}");
         // The reader is running; a sample taken before it started may not know it.
         let _ = writeln!(page, "procs_running {}", tasks.running.max(1));
-        let _ = writeln!(page, "procs_blocked {}", tasks.blocked);
+        let _ = writeln!(page, "procs_blocked {}", tasks.waiting_for_io);
     }
 }
 
@@ -127,7 +129,7 @@ mod tests {
     }
 
     fn case(cpu: Cpu) -> Case {
-        let tasks = Tasks { running: 2, blocked: 1, threads: 9, last_pid: 345 };
+        let tasks = Tasks { running: 2, blocked: 1, waiting_for_io: 1, threads: 9, last_pid: 345 };
         let source = FakeSource {
             cpu: Some(cpu),
             cpuset: CpuSet::parse(b"1-2"),
