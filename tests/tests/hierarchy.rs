@@ -151,6 +151,45 @@ fn throttled_tasks_are_load_and_use_no_more_than_they_get() -> Result<()> {
     Ok(())
 }
 
+/// A container whose CPUs become fewer and more again has used what it has used: nothing of the past is dealt out anew.
+#[test]
+fn time_goes_on_when_the_number_of_cpus_changes() -> Result<()> {
+    let (daemon, quota) = (Daemon::start()?, Daemon::with(&["--cpu-view", "quota"])?);
+    let cgroup = Cgroup::new("changes")?;
+    let mut container = shell(&daemon, &cgroup)?;
+    container.say("(while :; do :; done) & (while :; do :; done) &")?;
+    let pages = ["/proc/stat".to_owned(), quota.path("proc/stat").display().to_string()];
+    let kernel_ticks = || -> Result<u64> {
+        let text = cgroup.read("cpuacct", "cpuacct.usage", "cpu.stat")?;
+        let nanoseconds =
+            text.trim().parse().or_else(|_| counter(&text, "usage_usec ").map(|us| us * 1_000));
+        Ok(nanoseconds? / 10_000_000)
+    };
+    let mut before = [0; 2];
+    for (cpus, quota_us, count) in [("0-1", 200_000, 2), ("0", 100_000, 1), ("0-1", 200_000, 2)] {
+        cgroup.limit_cpus(cpus)?;
+        cgroup.limit_cpu(quota_us, 100_000)?;
+        // The first time shows the change, the second what comes after it.
+        for _ in 0..2 {
+            for (page, before) in pages.iter().zip(&mut before) {
+                let least = kernel_ticks()?;
+                let shown = container.say(&format!("cat {page}"))?;
+                let most = kernel_ticks()?;
+                let rows = shown.lines().filter(|line| line.starts_with("cpu")).count();
+                ensure!(rows == count + 1, "{cpus}: {shown}");
+                let (used, _) = ticks(&shown)?;
+                // Three columns of two CPUs are rounded down, and a CPU that goes takes along what it did since it was
+                // looked at.
+                ensure!(used + 30 >= least && used <= most + 1, "{least} to {most} used: {shown}");
+                ensure!(used >= *before, "{before} ticks used before: {shown}");
+                *before = used;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_daemon_serves_on_when_the_kernel_kills_in_a_container() -> Result<()> {
     let daemon = Daemon::start()?;
