@@ -213,11 +213,12 @@ impl Cgroup {
         let is_gone = |directory: &Path| fs::remove_dir(directory).is_ok() || !directory.exists();
         for (directory, controllers) in self.directories() {
             crate::wait_for(&format!("{} to be empty", directory.display()), || {
-                let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
                 let to = other.directories().find(|(_, own)| *own == controllers);
-                for pid in procs.lines() {
+                for pid in members(&directory) {
                     // It may have ended meanwhile.
-                    let _ = to.as_ref().map(|(to, _)| fs::write(to.join("cgroup.procs"), pid));
+                    let _ = to
+                        .as_ref()
+                        .map(|(to, _)| fs::write(to.join("cgroup.procs"), pid.to_string()));
                 }
                 is_gone(&directory)
             });
@@ -263,6 +264,13 @@ impl Drop for Cgroup {
     }
 }
 
+/// The processes in the cgroup. The kernel lists one that ends at that moment as 0, which to kill(2) is our own process
+/// group, and to `cgroup.procs` we ourselves.
+fn members(directory: &Path) -> Vec<i32> {
+    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|pid| pid.parse().ok()).filter(|&pid| pid > 0).collect()
+}
+
 /// Kills what is in the cgroup and removes it, from the bottom up. It must not fail: a test that leaves a cgroup
 /// behind disturbs the next one.
 fn remove(directory: &Path) {
@@ -271,8 +279,7 @@ fn remove(directory: &Path) {
         remove(&entry.path());
     }
     crate::wait_for(&format!("{} to be removed", directory.display()), || {
-        let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-        for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+        for pid in members(directory) {
             // It may have ended meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
