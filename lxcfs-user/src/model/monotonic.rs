@@ -36,6 +36,21 @@ impl CpuTimes {
         }
     }
 
+    /// What was used between `self` and `later`: together no more than that, whatever the ticks now say of the past.
+    fn growth_to(self, later: Self) -> Self {
+        let used_ns = later.used_ns().saturating_sub(self.used_ns());
+        let system_ns = later.system_ns.saturating_sub(self.system_ns).min(used_ns);
+        let nice_ns = later.nice_ns.saturating_sub(self.nice_ns).min(used_ns - system_ns);
+        Self {
+            user_ns: used_ns - system_ns - nice_ns,
+            nice_ns,
+            system_ns,
+            idle_ns: later.idle_ns.saturating_sub(self.idle_ns),
+            iowait_ns: later.iowait_ns.saturating_sub(self.iowait_ns),
+            steal_ns: later.steal_ns.saturating_sub(self.steal_ns),
+        }
+    }
+
     /// CPU time in use: all but idle, iowait and steal. Nanoseconds.
     #[must_use]
     pub const fn used_ns(self) -> u64 {
@@ -47,6 +62,10 @@ impl CpuTimes {
 #[derive(Debug, Default)]
 pub struct CpuHistory {
     cpus: BTreeMap<u32, Last>,
+    /// What each CPU was dealt of times that are not known by CPU.
+    dealt: BTreeMap<u32, CpuTimes>,
+    /// The sum of what was dealt.
+    dealt_total: CpuTimes,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,6 +80,31 @@ struct Last {
 }
 
 impl CpuHistory {
+    /// Deals out to `cpus`, evenly, what of `total` was not dealt yet, and returns all that each of them has.
+    ///
+    /// Not an even share of the whole: with one CPU more or less all past time would be dealt anew, and the times of
+    /// the others would leap, or stand still until as much again is used.
+    pub fn deal(&mut self, total: CpuTimes, cpus: &[u32]) -> Vec<CpuTimes> {
+        let count = u64::try_from(cpus.len().max(1)).unwrap_or(u64::MAX);
+        let share = self.dealt_total.growth_to(total).zip(CpuTimes::default(), |ns, _| ns / count);
+        let deal = |times: &mut CpuTimes, share| {
+            *times = times.zip(share, u64::saturating_add);
+            *times
+        };
+        cpus.iter()
+            .map(|&cpu| {
+                deal(&mut self.dealt_total, share);
+                deal(self.dealt.entry(cpu).or_default(), share)
+            })
+            .collect()
+    }
+
+    /// What was shown last of the CPUs that are not among `cpus`.
+    pub fn gone(&self, cpus: &[u32]) -> Vec<CpuTimes> {
+        let gone = self.cpus.iter().filter(|(cpu, _)| !cpus.contains(cpu));
+        gone.map(|(_, last)| last.shown).collect()
+    }
+
     /// The times to show for `cpu` after `up_ns` of wall time: `times`, but none less than was shown before, and together
     /// no more than the wall time unless more was used. The idle time of `times` is not looked at: it is what is left.
     ///
@@ -150,7 +194,48 @@ mod tests {
         assert_eq!(history.advance(0, 1_100, used(1_000, 0, 0)).idle_ns, 100);
     }
 
+    #[test]
+    fn only_what_is_new_is_dealt_when_the_number_of_cpus_changes() {
+        let mut history = CpuHistory::default();
+        assert_eq!(history.deal(used(600, 0, 400), &[0, 1]), [used(300, 0, 200); 2]);
+        assert_eq!(history.deal(used(610, 0, 400), &[0]), [used(310, 0, 200)]);
+        // The ticks now say that some of what was user time was system time.
+        let dealt = history.deal(used(600, 0, 430), &[0, 1, 2]);
+        let [gone, share] = [used(300, 0, 206), used(0, 0, 6)];
+        assert_eq!(dealt, [used(310, 0, 206), gone, share]);
+        // What did not come out even is dealt the next time.
+        assert_eq!(history.deal(used(600, 0, 430), &[5]), [used(0, 0, 2)]);
+    }
+
+    #[test]
+    fn a_cpu_that_is_gone_has_what_it_had() {
+        let mut history = CpuHistory::default();
+        history.advance(0, 7, used(1, 0, 0));
+        let shown = history.advance(7, 7, used(3, 0, 4));
+        assert_eq!(history.gone(&[0, 1]), [shown]);
+    }
+
     proptest! {
+        #[test]
+        fn what_is_dealt_is_the_precise_number(
+            steps in proptest::collection::vec((0_u64..1000, 0_u64..=100, 1_u32..5), 1..50),
+        ) {
+            let mut history = CpuHistory::default();
+            let (mut spent, mut last) = (0, [CpuTimes::default(); 5]);
+            for (step, system_percent, count) in steps {
+                spent += step;
+                let system = spent * system_percent / 100;
+                let cpus: Vec<_> = (0..count).collect();
+                for (cpu, dealt) in history.deal(used(spent - system, 0, system), &cpus).into_iter().enumerate() {
+                    let falls = |now: u64, then: u64| u64::from(now < then);
+                    prop_assert_eq!(dealt.zip(last[cpu], falls), CpuTimes::default());
+                    last[cpu] = dealt;
+                }
+                let sum: u64 = last.iter().map(|times| times.used_ns()).sum();
+                prop_assert!(sum <= spent && spent - sum < 15, "{} of {}", sum, spent);
+            }
+        }
+
         #[test]
         fn no_time_ever_falls_and_together_they_are_the_wall_time(
             steps in proptest::collection::vec(

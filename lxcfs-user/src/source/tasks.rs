@@ -67,7 +67,8 @@ impl LoadHistory {
     }
 
     fn advance(&self, now_ns: u64, tasks: Tasks, used_ns: Option<u64>) -> Self {
-        // To the nearest: the timer and the first sample are not in step, and neither is exact.
+        // The nearest number: a sample a moment early is a whole period's all the same, and would else always be one
+        // behind, because the clock of the first one is read a moment after it was due.
         let periods = (now_ns.saturating_sub(self.sampled_ns) + PERIOD_NS / 2) / PERIOD_NS;
         let active = u64::from(tasks.running) + u64::from(tasks.blocked);
         Self {
@@ -262,7 +263,17 @@ mod tests {
         let late = history(1, None).advance(12 * PERIOD_NS + 7, tasks, None);
         assert_eq!(late.sampled_ns, 12 * PERIOD_NS);
         assert_eq!(late.average, LoadAverage::default().advance(1, 12));
-        let early = history(1, None).advance(PERIOD_NS / 2 - 1, tasks, None);
-        assert_eq!(early.average, LoadAverage::default());
+    }
+
+    #[test]
+    fn a_sample_a_moment_early_is_that_periods() {
+        let tasks = Tasks { running: 1, ..Tasks::default() };
+        let early = history(1, None).advance(PERIOD_NS - 1, tasks, None);
+        assert_eq!(early.average, LoadAverage::default().advance(1, 1));
+        // And the one after it, in time, is the next and not the one after that.
+        let second = early.advance(2 * PERIOD_NS, tasks, None);
+        assert_eq!(second.average, LoadAverage::default().advance(1, 2));
+        let at_once = history(1, None).advance(PERIOD_NS / 3, tasks, None);
+        assert_eq!((at_once.average, at_once.sampled_ns), (LoadAverage::default(), 0));
     }
 }
