@@ -5,6 +5,8 @@
 pub mod cgroup;
 pub mod container;
 pub mod mount;
+pub mod rootfs;
+pub mod runtime;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
