@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 11] = [
+const TOOLS: [(&str, &str); 14] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
@@ -21,7 +21,17 @@ const TOOLS: [(&str, &str); 11] = [
     ("unshare", "util-linux"),
     ("strace", "strace"),
     ("python3", "python3"),
+    ("crun", "crun"),
+    ("runc", "runc"),
+    ("lxc-start", "lxc"),
 ];
+
+/// What only the suites of [`HOST_SUITES`] call.
+const HOST_TOOLS: [(&str, &str); 2] = [("podman", "podman"), ("dockerd", "docker.io")];
+
+/// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
+/// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
+const HOST_SUITES: [&str; 1] = ["engines"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
@@ -132,6 +142,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
 fn install_tools() -> Result<()> {
     let missing: Vec<_> = TOOLS
         .iter()
+        .chain(&HOST_TOOLS)
         .filter(|(program, _)| !is_installed(program))
         .map(|(_, package)| *package)
         .collect();
@@ -167,8 +178,13 @@ fn run_once() -> Result<()> {
 
 fn test_in_guests() -> Result<ExitCode> {
     let directory = crate::root().join("tests");
-    let suites: Vec<_> = test_binaries()?
+    let binaries = test_binaries()?;
+    for name in HOST_SUITES {
+        ensure!(binaries.iter().any(|(known, _)| known == name), "there is no suite {name}");
+    }
+    let suites: Vec<_> = binaries
         .into_iter()
+        .filter(|(name, _)| !HOST_SUITES.contains(&name.as_str()))
         .map(|(name, binary)| vm::Suite {
             name,
             binary,
