@@ -20,8 +20,8 @@ fn a_container_of_lxc_sees_itself() -> Result<()> {
     check("lxc", lxc::run)
 }
 
-/// What is asserted above is our doing: without our files the same container fails it. A machine that has just
-/// booted has the right minutes too.
+/// What is asserted above is our doing: without our files the same container fails it. A machine that has just booted
+/// has the right minutes, though.
 #[test]
 fn without_our_files_it_sees_the_host() -> Result<()> {
     let ground = Ground::bare("bare")?;
