@@ -26,12 +26,18 @@ const TOOLS: [(&str, &str); 14] = [
     ("lxc-start", "lxc"),
 ];
 
-/// What only the suites of [`HOST_SUITES`] call.
-const HOST_TOOLS: [(&str, &str); 2] = [("podman", "podman"), ("dockerd", "docker.io")];
+/// What only the suites of [`HOST_SUITES`] call; a program, or a file.
+const HOST_TOOLS: [(&str, &str); 4] = [
+    ("podman", "podman"),
+    ("dockerd", "docker.io"),
+    ("pytest-3", "python3-pytest"),
+    ("/usr/lib/python3/dist-packages/psutil/tests/test_linux.py", "python3-psutil"),
+];
 
 /// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
 /// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
-const HOST_SUITES: [&str; 1] = ["engines"];
+/// `psutil`: its tests give programs 5 s, too few for an emulator.
+const HOST_SUITES: [&str; 2] = ["engines", "psutil"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
@@ -164,6 +170,7 @@ fn install_tools() -> Result<()> {
     apt(&[&["install", "-qy", "--no-install-recommends"], missing.as_slice()].concat())
 }
 
+/// Whether a program of that name, or the file of that absolute path, is there.
 fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
