@@ -20,15 +20,17 @@ fn a_container_of_lxc_sees_itself() -> Result<()> {
     check("lxc", lxc::run)
 }
 
-/// What is asserted above is our doing: without our files the same container fails it. A machine that has just booted
-/// has the right minutes, though.
+/// What the kernel itself may have right or wrong: minutes when it has just booted, times when an emulator loses ticks.
+const BY_CHANCE: [&str; 2] = ["uptime(1) says so", "stat has the time of a busy loop"];
+
+/// What is asserted above is our doing: without our files the same container fails it.
 #[test]
 fn without_our_files_it_sees_the_host() -> Result<()> {
     let ground = Ground::bare("bare")?;
     let started = Instant::now();
     let text = runc::run(&ground, &view::script())?;
     let mut wrong = view::wrong(&text, started.elapsed());
-    wrong.retain(|what| what != "uptime(1) says so");
+    wrong.retain(|what| !BY_CHANCE.contains(&what.as_str()));
     let expected = [
         "free shows the limit",
         "MemTotal is the limit",
