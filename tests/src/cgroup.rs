@@ -33,9 +33,7 @@ impl Cgroup {
     /// # Errors
     /// Not root, or no hierarchy is mounted.
     pub fn new(name: &str) -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("lxcfs-test-{}-{number}-{name}", std::process::id());
+        let name = new_name(name);
         let hierarchies = hierarchies()?;
         for root in hierarchies.iter().filter(|hierarchy| hierarchy.controllers.is_empty()) {
             enable_controllers(&root.mount_point);
@@ -285,6 +283,66 @@ fn members(directory: &Path) -> Vec<i32> {
     procs.lines().filter_map(|pid| pid.parse().ok()).filter(|&pid| pid > 0).collect()
 }
 
+/// A name for cgroups that somebody else makes: a container runtime. Dropping it removes every cgroup at the root of any
+/// hierarchy whose name begins with it, as [`Cgroup`] does.
+#[derive(Debug)]
+pub struct Reserved {
+    name: String,
+}
+
+impl Reserved {
+    /// Reserves a name that nobody has.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: new_name(name) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // systemd's own hierarchy too: a runtime makes cgroups in all there are.
+        for root in mounts().unwrap_or_default() {
+            let entries = fs::read_dir(root.mount_point).into_iter().flatten().flatten();
+            for entry in entries {
+                if entry.file_name().to_string_lossy().starts_with(&self.name) {
+                    remove(&entry.path());
+                }
+            }
+        }
+    }
+}
+
+fn new_name(name: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("lxcfs-test-{}-{number}-{name}", std::process::id())
+}
+
+/// Where cgroup v2 is mounted beside v1, on a hybrid machine.
+///
+/// # Errors
+/// mountinfo cannot be read.
+pub fn hybrid_v2() -> Result<Option<PathBuf>> {
+    let (v2, v1): (Vec<_>, Vec<_>) =
+        hierarchies()?.into_iter().partition(|hierarchy| hierarchy.controllers.is_empty());
+    let v2 = v2.into_iter().next().map(|hierarchy| hierarchy.mount_point);
+    Ok(v2.filter(|_| !v1.is_empty()))
+}
+
+/// Whether the machine has cgroup v2 and nothing else.
+///
+/// # Errors
+/// No hierarchy is mounted.
+pub fn is_pure_v2() -> Result<bool> {
+    Ok(hierarchies()?.iter().all(|hierarchy| hierarchy.controllers.is_empty()))
+}
+
 /// Kills what is in the cgroup and removes it, from the bottom up. It must not fail: a test that leaves a cgroup
 /// behind disturbs the next one.
 fn remove(directory: &Path) {
@@ -325,17 +383,28 @@ pub(crate) fn root_procs_files() -> Result<Vec<PathBuf>> {
     Ok(hierarchies()?.into_iter().map(|root| root.mount_point.join("cgroup.procs")).collect())
 }
 
+/// Every hierarchy that counts or limits something.
 fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
+    let mut found = mounts()?;
+    found.retain(|hierarchy| !hierarchy.controllers.contains("name="));
+    if found.is_empty() {
+        bail!("no cgroup hierarchy is mounted");
+    }
+    Ok(found)
+}
+
+/// Every mounted hierarchy, each once.
+fn mounts() -> Result<Vec<Hierarchy>> {
+    let text = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
     let mut found: Vec<Hierarchy> = Vec::new();
-    for line in mountinfo.lines() {
+    for line in text.lines() {
         let Some((mount, filesystem)) = line.split_once(" - ") else {
             continue;
         };
         let fields: Vec<_> = filesystem.split(' ').collect();
         let controllers = match fields.as_slice() {
             ["cgroup2", ..] => String::new(),
-            ["cgroup", _, options] if !options.contains("name=") => {
+            ["cgroup", _, options] => {
                 let names = options.split(',').filter(|name| !matches!(*name, "rw" | "ro"));
                 names.collect::<Vec<_>>().join(",")
             }
@@ -347,9 +416,6 @@ fn hierarchies() -> Result<Vec<Hierarchy>> {
         if !found.iter().any(|known| known.controllers == controllers) {
             found.push(Hierarchy { mount_point: mount_point.into(), controllers });
         }
-    }
-    if found.is_empty() {
-        bail!("no cgroup hierarchy is mounted");
     }
     Ok(found)
 }

@@ -6,6 +6,8 @@ pub mod cgroup;
 pub mod container;
 pub mod machine;
 pub mod mount;
+pub mod rootfs;
+pub mod runtime;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 13] = [
+const TOOLS: [(&str, &str); 16] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
@@ -26,7 +26,23 @@ const TOOLS: [(&str, &str); 13] = [
     ("mkfs.ext4", "e2fsprogs"),
     ("strace", "strace"),
     ("python3", "python3"),
+    ("crun", "crun"),
+    ("runc", "runc"),
+    ("lxc-start", "lxc"),
 ];
+
+/// What only the suites of [`HOST_SUITES`] call; a program, or a file.
+const HOST_TOOLS: [(&str, &str); 4] = [
+    ("podman", "podman"),
+    ("dockerd", "docker.io"),
+    ("pytest-3", "python3-pytest"),
+    ("/usr/lib/python3/dist-packages/psutil/tests/test_linux.py", "python3-psutil"),
+];
+
+/// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
+/// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
+/// `psutil`: its tests give programs 5 s, too few for an emulator.
+const HOST_SUITES: [&str; 2] = ["engines", "psutil"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
@@ -141,6 +157,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
 fn install_tools() -> Result<()> {
     let missing: Vec<_> = TOOLS
         .iter()
+        .chain(&HOST_TOOLS)
         .filter(|(program, _)| !is_installed(program))
         .map(|(_, package)| *package)
         .collect();
@@ -162,6 +179,7 @@ fn install_tools() -> Result<()> {
     apt(&[&["install", "-qy", "--no-install-recommends"], missing.as_slice()].concat())
 }
 
+/// Whether a program of that name, or the file of that absolute path, is there.
 fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
@@ -198,8 +216,13 @@ fn run_until(signal: Signal) -> Result<()> {
 
 fn test_in_guests() -> Result<ExitCode> {
     let directory = crate::root().join("tests");
-    let suites: Vec<_> = test_binaries()?
+    let binaries = test_binaries()?;
+    for name in HOST_SUITES {
+        ensure!(binaries.iter().any(|(known, _)| known == name), "there is no suite {name}");
+    }
+    let suites: Vec<_> = binaries
         .into_iter()
+        .filter(|(name, _)| !HOST_SUITES.contains(&name.as_str()))
         .map(|(name, binary)| vm::Suite {
             name,
             binary,

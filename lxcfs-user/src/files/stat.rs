@@ -1,7 +1,8 @@
 //! `/proc/stat`: the container's CPU times and tasks (kernel: fs/proc/stat.c).
 //!
-//! Interrupts belong to the machine, so `intr` and `softirq` have no line. `btime` stays the host's: `ps` adds it to a
-//! task's start time, which counts from the host's boot.
+//! Interrupts are counted for the machine only, and context switches too where no source counts them: their lines are the
+//! host's, because programs do without a number of their own but not without the line. `btime` stays the host's too: `ps` adds it to a task's start
+//! time, which counts from the host's boot.
 
 use std::io::Write;
 use std::sync::PoisonError;
@@ -20,10 +21,8 @@ pub(super) struct Stat {
     /// CPUs that were shown before and are not now: the total keeps their times, as the kernel's does.
     gone: Vec<CpuTimes>,
     ticks_per_second: u64,
-    /// Context switches: the container's where they are counted, else the host's.
-    ctxt: Option<u64>,
-    /// When the host booted, seconds since 1970.
-    btime_s: Option<u64>,
+    /// The host's page.
+    host: Vec<u8>,
     load: Option<Load>,
 }
 
@@ -31,7 +30,6 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
     let cpu = required(view.source.cpu(view.container)?, "cpu")?;
     let cpus = view.cpus()?;
     let up_ns = view.up_ns();
-    let host = view.host(File::Stat)?;
     let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
     let rows = spread(&cpu, &cpus, view.policy.cpu_view, &mut history)
         .into_iter()
@@ -44,8 +42,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
         cpus: rows,
         gone,
         ticks_per_second: view.machine.ticks_per_second(),
-        ctxt: load.and_then(|load| load.switches).or_else(|| host_number(&host, b"ctxt")),
-        btime_s: host_number(&host, b"btime"),
+        host: view.host(File::Stat)?,
         load,
     })
 }
@@ -84,12 +81,14 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
     for (shown, row) in rows {
         write_row(page, &format!("cpu{shown}"), row);
     }
-    if let Some(ctxt) = stat.ctxt {
-        let _ = writeln!(page, "ctxt {ctxt}");
+    copy_line(page, &stat.host, "intr");
+    match stat.load.and_then(|load| load.switches) {
+        Some(switches) => {
+            let _ = writeln!(page, "ctxt {switches}");
+        }
+        None => copy_line(page, &stat.host, "ctxt"),
     }
-    if let Some(btime_s) = stat.btime_s {
-        let _ = writeln!(page, "btime {btime_s}");
-    }
+    copy_line(page, &stat.host, "btime");
     if let Some(Load { tasks, forks, .. }) = stat.load {
         // In a pid namespace of its own, the newest pid is the number of tasks ever made (until pids wrap).
         let made = forks.unwrap_or_else(|| tasks.last_pid.max(tasks.threads).into());
@@ -98,6 +97,7 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
         let _ = writeln!(page, "procs_running {}", tasks.running.max(1));
         let _ = writeln!(page, "procs_blocked {}", tasks.waiting_for_io);
     }
+    copy_line(page, &stat.host, "softirq");
 }
 
 /// user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice.
@@ -117,9 +117,13 @@ fn write_row(page: &mut Vec<u8>, name: &str, row: [u64; COLUMNS]) {
     page.push(b'\n');
 }
 
-fn host_number(stat: &[u8], key: &[u8]) -> Option<u64> {
-    let line = parse::lines(stat).find_map(|line| line.strip_prefix(key)?.strip_prefix(b" "))?;
-    parse::single(line)
+/// Appends the host's line of that name, if it has one.
+fn copy_line(page: &mut Vec<u8>, host: &[u8], name: &str) {
+    let is_it = |line: &&[u8]| parse::fields(line).next() == Some(name.as_bytes());
+    if let Some(line) = parse::lines(host).find(is_it) {
+        page.extend_from_slice(line);
+        page.push(b'\n');
+    }
 }
 
 #[cfg(test)]
