@@ -109,10 +109,12 @@ fn load_at_tick(cgroup: &Cgroup) -> (u64, LoadSample) {
 }
 
 /// What is left of an average after some ticks with nothing to count, for 1, 5 and 15 minutes.
+#[expect(clippy::float_arithmetic, reason = "the exact result to compare with")]
 fn kept(ticks: u64) -> [f64; 3] {
     [1884.0, 2014.0, 2037.0].map(|e: f64| (e / 2048.0).powi(i32::try_from(ticks).expect("few")))
 }
 
+#[expect(clippy::float_arithmetic, reason = "to compare with exact results")]
 fn as_floats(load: &LoadSample) -> [f64; 3] {
     load.average.map(|average| average as f64 / (1u64 << 32) as f64)
 }
@@ -407,4 +409,24 @@ fn after_a_storm_every_task_is_what_the_kernel_says() {
         "{counters:?}"
     );
     assert_eq!(counters.healed, 0, "{counters:?}");
+}
+
+#[test]
+fn without_slots_tasks_are_in_nobodys_numbers() {
+    let _turn = turn();
+    // One slot, and the root cgroup or this test's own is in it.
+    let small = Accounting::load(&Options { slots: 2 }).expect("load with one slot");
+    let cgroup = Cgroup::new("crowded").expect("make a cgroup");
+    let mut burden = Burden::start("spin", 1, &cgroup);
+    burden.ready();
+    thread::sleep(Duration::from_millis(100));
+    assert!(small.slot_of(id(&cgroup)).is_none());
+    let pid = Pid::from_raw(i32::try_from(burden.0.id()).expect("a pid")).expect("not 0");
+    let fd = pidfd_open(pid, PidfdFlags::empty()).expect("the process lives");
+    let task = small.task(fd.as_fd()).expect("look it up").expect("it is known");
+    assert_eq!((task.cgroup_id, task.running), (0, true));
+    assert!(small.counters().no_slot > 0 && small.slots_used() == 1);
+    small.maintain().expect("maintain");
+    // The other programs of this process, with slots to spare, count it all the same.
+    assert_eq!(load(&cgroup).nr_running, 1);
 }
