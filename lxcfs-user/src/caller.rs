@@ -91,7 +91,7 @@ impl Callers {
         let visitor = Visitor::start(Arc::clone(&host), home)?;
         // Each container takes a descriptor, some two: leave half of what we may have for everything else.
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
-        let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536));
+        let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536))?;
         Ok(Self { host, files, ours, visitor, cache, init_lookup, watcher: OnceLock::new() })
     }
 
@@ -132,9 +132,14 @@ impl Callers {
         }
     }
 
-    /// Forgets the containers that have ended.
-    pub fn sweep(&self) {
-        self.cache.sweep();
+    /// Forgets the containers that have ended by now.
+    pub fn forget_ended(&self) {
+        while self.cache.forget_ended(Some(&cache::NOW)) > 0 {}
+    }
+
+    /// Waits for a container to end, and forgets it.
+    pub fn wait_and_forget(&self) {
+        self.cache.forget_ended(None);
     }
 
     /// Has `watcher` unparked when a container is found while none is known.

@@ -56,6 +56,12 @@ pub struct Serve {
     /// Same as `--cpu-view quota`
     #[arg(long, conflicts_with = "cpu_view")]
     pub enable_cfs: bool,
+    /// Where load and CPU time come from: eBPF where the kernel allows it, or cgroup files alone
+    #[arg(long, value_enum, default_value_t)]
+    pub accounting: Supplier,
+    /// Cgroups to keep counts for at once, with eBPF: about 650 bytes each on 1 CPU and 128 more for each further CPU
+    #[arg(long, default_value_t = 4_096, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
+    pub cgroups: u32,
     /// Show no swap
     #[arg(short = 'u', long)]
     pub disable_swap: bool,
@@ -136,6 +142,16 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// Where load and CPU time come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Supplier {
+    /// eBPF where the kernel allows it, else cgroup files
+    #[default]
+    Auto,
+    /// Cgroup files alone
+    Files,
 }
 
 /// [`CpuView`] on the command line.

@@ -1,5 +1,6 @@
 //! The daemon: wires the rooms, mounts, serves, and ends in good order.
 
+mod accounting;
 pub mod control;
 mod mount;
 mod pidfile;
@@ -18,16 +19,19 @@ use tokio::sync::oneshot;
 use self::mount::Mount;
 use self::pidfile::Pidfile;
 use self::status::Status;
+use crate::bpf::Accounting;
 use crate::caller::{Callers, InitLookup};
-use crate::cli::Serve;
+use crate::cli::{Serve, Supplier};
 use crate::error::{Errno, Error, Result};
 use crate::files::Policy;
 use crate::fs::LxcFs;
 use crate::model::cpus::CpuView;
 use crate::road::Road;
+use crate::source::bpf::BpfMaps;
 use crate::source::cgroup::CgroupFiles;
 use crate::source::cgroup::hierarchy::Hierarchies;
 use crate::source::host::Host;
+use crate::source::{Layered, Source};
 
 /// Everything but the mount: enough to make any page.
 #[derive(Debug, Clone)]
@@ -40,11 +44,20 @@ pub struct Rooms {
 }
 
 impl Rooms {
-    /// Opens the host and wires the rooms.
+    /// Opens the host and wires the rooms, with cgroup files as the only source.
     ///
     /// # Errors
     /// `/proc`, `/sys` or every cgroup hierarchy is missing.
     pub fn open(policy: Policy, init_lookup: InitLookup) -> Result<Self> {
+        Self::with_accounting(policy, init_lookup, None)
+    }
+
+    /// The same with the maps of the eBPF programs before the files.
+    fn with_accounting(
+        policy: Policy,
+        init_lookup: InitLookup,
+        accounting: Option<Arc<Accounting>>,
+    ) -> Result<Self> {
         let host = Arc::new(Host::open()?);
         let mut mountinfo = Vec::new();
         host.read_proc("self/mountinfo", &mut mountinfo)
@@ -53,12 +66,12 @@ impl Rooms {
         let files = Arc::new(CgroupFiles::new(hierarchies, Arc::clone(&host)));
         let callers = Callers::new(Arc::clone(&host), Arc::clone(&files), init_lookup)?;
         let callers = Arc::new(callers);
-        let road = Road::new(
-            Arc::clone(&callers),
-            Arc::clone(&files) as _,
-            Arc::clone(&host) as _,
-            policy,
-        );
+        let maps = accounting
+            .map(|accounting| BpfMaps::new(accounting, Arc::clone(&files), Arc::clone(&host)))
+            .map(|maps| Arc::new(maps) as Arc<dyn Source>);
+        let source = Layered(maps.into_iter().chain([Arc::clone(&files) as _]).collect());
+        let road =
+            Road::new(Arc::clone(&callers), Arc::new(source), Arc::clone(&host) as _, policy);
         Ok(Self { host, files, callers, road: Arc::new(road) })
     }
 }
@@ -81,7 +94,12 @@ pub fn serve(arguments: &Serve) -> Result<()> {
     let pidfile = arguments.pidfile.clone();
     let pidfile = pidfile.unwrap_or_else(|| arguments.runtime_dir.join("lxcfs.pid"));
     let _pidfile = Pidfile::create(&pidfile)?;
-    let rooms = Rooms::open(policy, InitLookup::Ask)?;
+    let accounting = match arguments.accounting {
+        Supplier::Files => Err("not wanted (--accounting files)".to_owned()),
+        Supplier::Auto => accounting::load(arguments.cgroups, &arguments.runtime_dir),
+    };
+    let loaded = accounting.as_ref().ok().map(Arc::clone);
+    let rooms = Rooms::with_accounting(policy, InitLookup::Ask, loaded)?;
     let filesystem = LxcFs::new(Arc::clone(&rooms.road), Arc::clone(&rooms.host))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -96,10 +114,17 @@ pub fn serve(arguments: &Serve) -> Result<()> {
         .and_then(|session| run_session(move || session.run()))
         .map_err(|error| Error::std("serve", mount.point(), &error))
         .inspect_err(|_| drop(mount.unmount()))?;
-    sampler::start(Arc::clone(&rooms.callers), Arc::clone(&rooms.files))?;
+    forget_ended(Arc::clone(&rooms.callers))?;
+    match &accounting {
+        Ok(accounting) => accounting::maintain(Arc::clone(accounting))?,
+        Err(_) => sampler::start(Arc::clone(&rooms.callers), Arc::clone(&rooms.files))?,
+    }
 
-    let status =
-        Status { mount_point: mount.point().to_owned(), policy, supplies: rooms.files.supplies() };
+    let status = Status {
+        mount_point: mount.point().to_owned(),
+        policy,
+        supplies: accounting::supplies(rooms.files.supplies(), &accounting),
+    };
     let socket = control::socket_path(&arguments.runtime_dir, mount.point());
     let served = runtime.block_on(attend(&rooms.road, status, &socket, signals, ended));
     // Nobody may listen: a daemon started by hand is notified to no one.
@@ -140,6 +165,17 @@ fn run_session(
         let _ = sender.send(run());
     })?;
     Ok(ended)
+}
+
+/// Starts the thread that waits for containers to end.
+fn forget_ended(callers: Arc<Callers>) -> Result<()> {
+    let wait = move || {
+        loop {
+            callers.wait_and_forget();
+        }
+    };
+    let thread = std::thread::Builder::new().name("endings".to_owned()).spawn(wait);
+    thread.map(|_| ()).map_err(|error| Error::std("start", "thread endings", &error))
 }
 
 /// Somebody else may have been faster.

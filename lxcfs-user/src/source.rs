@@ -3,6 +3,7 @@
 //! A source supplies a group whole or not at all, so that no page mixes two clocks. `Ok(None)` means "not supplied
 //! here"; an error means "supplied here, and it broke".
 
+pub mod bpf;
 pub mod cgroup;
 pub mod fake;
 pub mod host;
@@ -10,6 +11,7 @@ pub mod parse;
 pub mod tasks;
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::model::container::{Container, Tasks};
@@ -18,29 +20,52 @@ use crate::model::file::{File, Resource};
 use crate::model::load::LoadAverage;
 use crate::model::monotonic::CpuTimes;
 
-/// What is known of one container, by group.
+/// What is known of one container, by group. A source that does not say otherwise supplies nothing.
 pub trait Source: Send + Sync + fmt::Debug {
     /// CPU time used since the container's cgroup was made.
-    fn cpu(&self, container: &Container) -> Result<Option<Cpu>>;
+    fn cpu(&self, _: &Container) -> Result<Option<Cpu>> {
+        Ok(None)
+    }
+
     /// The CPUs it may run on: the effective cpuset, not the requested one.
-    fn cpuset(&self, container: &Container) -> Result<Option<CpuSet>>;
+    fn cpuset(&self, _: &Container) -> Result<Option<CpuSet>> {
+        Ok(None)
+    }
+
     /// The tightest CPU quota of the container and its ancestors. `Ok(None)` also when there is no quota.
-    fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>>;
+    fn bandwidth(&self, _: &Container) -> Result<Option<Bandwidth>> {
+        Ok(None)
+    }
+
     /// Memory used, and the smallest limit of the container and its ancestors.
-    fn memory(&self, container: &Container) -> Result<Option<Memory>>;
+    fn memory(&self, _: &Container) -> Result<Option<Memory>> {
+        Ok(None)
+    }
+
     /// Swap used, and the smallest limit of the container and its ancestors.
-    fn swap(&self, container: &Container) -> Result<Option<Swap>>;
+    fn swap(&self, _: &Container) -> Result<Option<Swap>> {
+        Ok(None)
+    }
+
     /// Block I/O by device.
-    fn io(&self, container: &Container) -> Result<Option<Vec<DeviceIo>>>;
+    fn io(&self, _: &Container) -> Result<Option<Vec<DeviceIo>>> {
+        Ok(None)
+    }
+
     /// Load averages and the tasks behind them.
-    fn load(&self, container: &Container) -> Result<Option<Load>>;
+    fn load(&self, _: &Container) -> Result<Option<Load>> {
+        Ok(None)
+    }
+
     /// The text of the container's pressure file for `resource`, appended to `text`. `Ok(None)` leaves `text` alone.
     fn pressure(
         &self,
-        container: &Container,
-        resource: Resource,
-        text: &mut Vec<u8>,
-    ) -> Result<Option<()>>;
+        _container: &Container,
+        _resource: Resource,
+        _text: &mut Vec<u8>,
+    ) -> Result<Option<()>> {
+        Ok(None)
+    }
 }
 
 /// What is known of the machine itself. It has no fallback: it belongs to no container.
@@ -156,4 +181,67 @@ pub struct Load {
     pub average: LoadAverage,
     /// The tasks now, or at the last sample.
     pub tasks: Tasks,
+    /// Tasks ever made, where they are counted.
+    pub forks: Option<u64>,
+    /// Context switches, where they are counted.
+    pub switches: Option<u64>,
+}
+
+/// Asks its sources in turn: the first that supplies a group supplies it whole.
+#[derive(Debug)]
+pub struct Layered(pub Vec<Arc<dyn Source>>);
+
+impl Layered {
+    fn first<T>(&self, ask: impl Fn(&dyn Source) -> Result<Option<T>>) -> Result<Option<T>> {
+        for source in &self.0 {
+            if let Some(group) = ask(&**source)? {
+                return Ok(Some(group));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Source for Layered {
+    fn cpu(&self, container: &Container) -> Result<Option<Cpu>> {
+        self.first(|source| source.cpu(container))
+    }
+
+    fn cpuset(&self, container: &Container) -> Result<Option<CpuSet>> {
+        self.first(|source| source.cpuset(container))
+    }
+
+    fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>> {
+        self.first(|source| source.bandwidth(container))
+    }
+
+    fn memory(&self, container: &Container) -> Result<Option<Memory>> {
+        self.first(|source| source.memory(container))
+    }
+
+    fn swap(&self, container: &Container) -> Result<Option<Swap>> {
+        self.first(|source| source.swap(container))
+    }
+
+    fn io(&self, container: &Container) -> Result<Option<Vec<DeviceIo>>> {
+        self.first(|source| source.io(container))
+    }
+
+    fn load(&self, container: &Container) -> Result<Option<Load>> {
+        self.first(|source| source.load(container))
+    }
+
+    fn pressure(
+        &self,
+        container: &Container,
+        resource: Resource,
+        text: &mut Vec<u8>,
+    ) -> Result<Option<()>> {
+        for source in &self.0 {
+            if source.pressure(container, resource, text)?.is_some() {
+                return Ok(Some(()));
+            }
+        }
+        Ok(None)
+    }
 }

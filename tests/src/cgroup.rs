@@ -61,10 +61,32 @@ impl Cgroup {
     /// # Errors
     /// It exists already, or this one is gone.
     pub fn child(&self, name: &str) -> Result<Self> {
+        self.delegate();
+        self.leaf(name)
+    }
+
+    /// Has limits be set in those below this one; on v2 no process can then be in this one itself.
+    pub fn delegate(&self) {
         for directory in self.directories().filter(|(_, controllers)| controllers.is_empty()) {
             enable_controllers(&directory.0);
         }
-        self.leaf(name)
+    }
+
+    /// Lets `user` make cgroups below this one of the v2 hierarchy and move its processes between them.
+    ///
+    /// # Errors
+    /// There is no v2 hierarchy.
+    pub fn give_to(&self, user: u32) -> Result<()> {
+        let (directory, _) = self
+            .directories()
+            .find(|(_, controllers)| controllers.is_empty())
+            .context("no v2 hierarchy")?;
+        for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+            let path = directory.join(file);
+            std::os::unix::fs::chown(&path, Some(user), Some(user))
+                .with_context(|| format!("give away {}", path.display()))?;
+        }
+        Ok(())
     }
 
     fn make(&self) -> Result<()> {
@@ -105,6 +127,40 @@ impl Cgroup {
     /// The controller is missing.
     pub fn limit_memory(&self, bytes: u64) -> Result<()> {
         self.set("memory", "memory.limit_in_bytes", "memory.max", &bytes.to_string())
+    }
+
+    /// Limits swap. On v1 memory and swap are limited together, so the limit of memory has to be set before.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_swap(&self, bytes: u64) -> Result<()> {
+        let memory = match self.v1("memory") {
+            Some(_) => self.read("memory", "memory.limit_in_bytes", "")?.trim().parse()?,
+            None => 0,
+        };
+        let value = (memory + bytes).to_string();
+        self.set("memory", "memory.memsw.limit_in_bytes", "memory.swap.max", &value)
+    }
+
+    /// The limit that may be exceeded: `memory.high`, and on v1 the soft limit.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_memory_softly(&self, bytes: u64) -> Result<()> {
+        self.set("memory", "memory.soft_limit_in_bytes", "memory.high", &bytes.to_string())
+    }
+
+    /// Limits writing to the device with a number like `7:0`.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_writes(&self, device: &str, bytes_per_second: u64) -> Result<()> {
+        if self.v1("blkio").is_some() {
+            let value = format!("{device} {bytes_per_second}");
+            self.set("blkio", "blkio.throttle.write_bps_device", "", &value)
+        } else {
+            self.set("io", "", "io.max", &format!("{device} wbps={bytes_per_second}"))
+        }
     }
 
     /// Limits the CPU time to `quota_us` in every `period_us`.
@@ -163,6 +219,26 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Moves everything here to `other` and removes this one.
+    ///
+    /// # Panics
+    /// It does not become empty.
+    pub fn empty_into(self, other: &Self) {
+        let is_gone = |directory: &Path| fs::remove_dir(directory).is_ok() || !directory.exists();
+        for (directory, controllers) in self.directories() {
+            crate::wait_for(&format!("{} to be empty", directory.display()), || {
+                let to = other.directories().find(|(_, own)| *own == controllers);
+                for pid in members(&directory) {
+                    // It may have ended meanwhile.
+                    let _ = to
+                        .as_ref()
+                        .map(|(to, _)| fs::write(to.join("cgroup.procs"), pid.to_string()));
+                }
+                is_gone(&directory)
+            });
+        }
+    }
+
     fn set(&self, controller: &str, v1_file: &str, v2_file: &str, value: &str) -> Result<()> {
         let path = self.file(controller, v1_file, v2_file)?;
         fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
@@ -202,6 +278,13 @@ impl Drop for Cgroup {
     }
 }
 
+/// The processes in the cgroup. The kernel lists one that ends at that moment as 0, which to kill(2) is our own process
+/// group, and to `cgroup.procs` we ourselves.
+fn members(directory: &Path) -> Vec<i32> {
+    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|pid| pid.parse().ok()).filter(|&pid| pid > 0).collect()
+}
+
 /// Kills what is in the cgroup and removes it, from the bottom up. It must not fail: a test that leaves a cgroup
 /// behind disturbs the next one.
 fn remove(directory: &Path) {
@@ -210,8 +293,7 @@ fn remove(directory: &Path) {
         remove(&entry.path());
     }
     crate::wait_for(&format!("{} to be removed", directory.display()), || {
-        let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-        for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+        for pid in members(directory) {
             // It may have ended meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -224,6 +306,18 @@ fn enable_controllers(directory: &Path) {
     for controller in CONTROLLERS {
         let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
     }
+}
+
+/// Moves a process to the root cgroup of each hierarchy.
+///
+/// # Errors
+/// It has ended.
+pub fn add_to_root(pid: u32) -> Result<()> {
+    for file in root_procs_files()? {
+        fs::write(&file, pid.to_string())
+            .with_context(|| format!("write {pid} to {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// The `cgroup.procs` of the root of each hierarchy.

@@ -102,6 +102,14 @@ impl Container {
         self.command(command).output().context("start contain: is it built?")
     }
 
+    /// Starts a container whose init is a shell that does as it is told: see [`Running::say`].
+    ///
+    /// # Errors
+    /// `contain` cannot be started.
+    pub fn shell(&self) -> Result<Running> {
+        self.spawn(&["/bin/sh"])
+    }
+
     /// Starts a command in the container and leaves it running.
     ///
     /// # Errors
@@ -113,6 +121,20 @@ impl Container {
         Ok(Running { child })
     }
 }
+
+/// Compresses to a third: a page that is all the same byte is not written to swap at all, and one that does not
+/// compress is not taken by zswap. The command returns when a child of it holds the memory.
+const HOLD: &str = r"
+import os, signal, sys
+reader, writer = os.pipe()
+if os.fork():
+    os.close(writer)
+    sys.exit(0 if os.read(reader, 1) else 'the memory was not had')
+held = (os.urandom(1024) + bytes(3072)) * (int(sys.argv[1]) << 8)
+os.close(1)
+os.write(writer, b'+')
+signal.pause()
+";
 
 /// A container that runs. Dropping it kills it.
 #[derive(Debug)]
@@ -140,6 +162,81 @@ impl Running {
             init.is_some()
         });
         init.expect("waited for it")
+    }
+
+    /// Has the shell that is the container's init run `script`, and returns what that prints.
+    ///
+    /// # Errors
+    /// The container has ended.
+    pub fn say(&mut self, script: &str) -> Result<String> {
+        use std::io::Write;
+
+        const END: &str = "-- end --";
+        let stdin = self.child.stdin.as_mut().context("stdin is piped")?;
+        // What the script starts must not read the scripts that follow.
+        writeln!(stdin, "{{ {script}\n}} < /dev/null; echo '{END}'")?;
+        let mut text = String::new();
+        loop {
+            match self.line() {
+                Ok(line) if line == END => return Ok(text),
+                Ok(line) => text.extend([line.as_str(), "\n"]),
+                Err(error) => return Err(error.context(format!("after {text}"))),
+            }
+        }
+    }
+
+    /// Has the shell start a container in its container, whose shell does from then on as it is told.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn nest(&mut self, container: &Container) -> Result<()> {
+        use std::io::Write;
+
+        let command = container.command(&["/bin/sh", "-c", "'echo up; exec /bin/sh'"]);
+        let line = std::iter::once(command.get_program()).chain(command.get_args());
+        writeln!(self.child.stdin.as_mut().context("stdin is piped")?, "{}", crate::words(line))?;
+        // The outer shell has to have read its line before the next one comes, for it would take that too.
+        ensure!(self.line()? == "up", "the inner container does not start");
+        Ok(())
+    }
+
+    /// Moves the shell to `cgroup`, by its own hand.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn enter(&mut self, cgroup: &Cgroup) -> Result<()> {
+        let files = crate::words(cgroup.procs_files());
+        let said = self.say(&format!("for f in {files}; do echo $$ > $f || echo $f; done"))?;
+        ensure!(said.is_empty(), "refused: {said}");
+        Ok(())
+    }
+
+    /// Has a process of the container hold `mib` MiB for as long as the container lives.
+    ///
+    /// # Errors
+    /// The memory is not had.
+    pub fn hold(&mut self, mib: u64) -> Result<()> {
+        let said = self.say(&format!("python3 -c \"{HOLD}\" {mib} 2>&1 && echo held"))?;
+        ensure!(said == "held\n", "{said}");
+        Ok(())
+    }
+
+    /// The CPUs of the container: those in each of its files, which must all be the same.
+    ///
+    /// # Errors
+    /// They are not the same.
+    pub fn cpus(&mut self) -> Result<Vec<u32>> {
+        let list = |text: &str| -> Result<Vec<u32>> {
+            text.split_whitespace().map(|number| Ok(number.parse()?)).collect()
+        };
+        let rows = self.say("sed -n 's/^cpu\\([0-9][0-9]*\\) .*/\\1/p' /proc/stat")?;
+        let stanzas = self.say("sed -n 's/^processor[^0-9]*//p' /proc/cpuinfo")?;
+        let online = self.say("cat /sys/devices/system/cpu/online")?;
+        let cpus = list(&rows)?;
+        ensure!(list(&stanzas)? == cpus, "stat has {rows}, cpuinfo {stanzas}");
+        let shown = if cpus == [0, 1] { "0-1\n" } else { &rows };
+        ensure!(online == shown, "stat has {rows}, online {online}");
+        Ok(cpus)
     }
 
     /// Waits until the container has printed a line, and returns it.

@@ -4,10 +4,14 @@
 
 pub mod cgroup;
 pub mod container;
+pub mod machine;
 pub mod mount;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
 
 /// The directory cargo puts our programs in: beside the test binary's `deps`, or beside the program itself.
 #[must_use]
@@ -39,4 +43,22 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The number of line `name` of a meminfo, KiB.
+///
+/// # Errors
+/// There is no such line.
+pub fn kib(meminfo: &str, name: &str) -> Result<u64> {
+    let number = |line: &str| {
+        line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok()
+    };
+    meminfo.lines().find_map(number).with_context(|| format!("no {name} in: {meminfo}"))
+}
+
+/// The words with a space between them, as a shell takes them.
+pub fn words<T: AsRef<OsStr>>(list: impl IntoIterator<Item = T>) -> String {
+    let words: Vec<_> =
+        list.into_iter().map(|word| word.as_ref().to_string_lossy().into_owned()).collect();
+    words.join(" ")
 }

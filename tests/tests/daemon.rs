@@ -204,11 +204,12 @@ fn sigusr2_shows_the_host_and_ends_it() -> Result<()> {
 
 #[test]
 fn status_and_cat_speak_to_the_daemon() -> Result<()> {
-    let daemon = Daemon::start()?;
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
     let point = daemon.mount_point().display().to_string();
     let status = daemon.run(&["status", &point])?;
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
     ensure!(status.status.success() && text.contains("What supplies what"), "{text}");
+    ensure!(text.contains("load               eBPF programs"), "eBPF is to be had here: {text}");
 
     let cgroup = Cgroup::new("cat")?;
     cgroup.limit_memory(128 << 20)?;
@@ -282,7 +283,7 @@ fn no_read_makes_a_process() -> Result<()> {
 /// Containers come and go by the thousand (`LXCFS_TEST_CONTAINERS`), and the daemon does not grow.
 #[test]
 fn memory_is_flat_over_many_containers() -> Result<()> {
-    let daemon = Daemon::start()?;
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
     let containers: u32 =
         std::env::var("LXCFS_TEST_CONTAINERS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
     let cgroup = Cgroup::new("many")?;

@@ -246,7 +246,7 @@ fn the_shared_page_cache_is_never_filled() -> Result<()> {
 /// for each file.
 #[test]
 fn reads_of_any_shape_never_fail() -> Result<()> {
-    let daemon = Daemon::start()?;
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
     let reads: u64 =
         std::env::var("LXCFS_TEST_READS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     let cgroup = Cgroup::new("reads")?;

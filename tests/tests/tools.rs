@@ -10,7 +10,7 @@ const BUSY: f64 = 90.0;
 
 /// 256 MiB, the time of one CPU, and the second CPU alone.
 fn limited() -> Result<(Daemon, Cgroup, Container)> {
-    let daemon = Daemon::start()?;
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
     let cgroup = Cgroup::new("tools")?;
     cgroup.limit_memory(256 << 20)?;
     cgroup.limit_cpu(100_000, 100_000)?;

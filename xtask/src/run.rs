@@ -63,7 +63,8 @@ fn make_mount_point(point: &std::path::Path) -> Result<Vec<PathBuf>> {
 
 fn serve(args: &Args, ended: &AtomicBool) -> Result<ExitCode> {
     println!("> mounting at {} with --cpu-view quota", args.mount.display());
-    let mut daemon = Daemon::start_at(args.mount.clone(), &["--cpu-view", "quota"])?;
+    let mut daemon =
+        Daemon::start_at(args.mount.clone(), &["--cpu-view", "quota", "--accounting", "auto"])?;
     println!("> starting a container: 256 MiB, the time of 1 CPU, a busy loop");
     let mut demo = Demo::start(&args.mount)?;
     println!("> waiting {} s for its load average to rise", UNTIL_A_SAMPLE.as_secs());

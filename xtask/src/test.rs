@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 11] = [
+const TOOLS: [(&str, &str); 13] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
@@ -22,6 +22,8 @@ const TOOLS: [(&str, &str); 11] = [
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
+    ("losetup", "mount"),
+    ("mkfs.ext4", "e2fsprogs"),
     ("strace", "strace"),
     ("python3", "python3"),
 ];
@@ -247,7 +249,7 @@ fn test_binaries() -> Result<Vec<(String, PathBuf)>> {
     Ok(binaries)
 }
 
-/// Fails when a test left a mount, a cgroup or a process.
+/// Fails when a test left a mount, a cgroup or a disk. Swap that is on keeps its disk.
 fn nothing_left() -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
     let left: Vec<_> = mounts.lines().filter(|line| line.contains("lxcfs-test-")).collect();
@@ -259,6 +261,12 @@ fn nothing_left() -> Result<()> {
         let left: Vec<_> =
             names.filter(|name| name.to_string_lossy().starts_with("lxcfs-test-")).collect();
         ensure!(left.is_empty(), "cgroups were left in {point}: {left:?}");
+    }
+    for disk in std::fs::read_dir("/sys/block").context("list /sys/block")?.flatten() {
+        // Only a loop device in use has this file.
+        let image = std::fs::read_to_string(disk.path().join("loop/backing_file"));
+        let left = image.is_ok_and(|image| image.contains("lxcfs-test-"));
+        ensure!(!left, "a disk was left: {}", disk.path().display());
     }
     Ok(())
 }

@@ -1,13 +1,15 @@
-//! The containers seen so far, by the namespaces of their tasks. Bounded, and dead ones are forgotten.
+//! The containers seen so far, by the namespaces of their tasks. Bounded, and forgotten when their init ends: the kernel
+//! tells of it, nothing is looked for.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 
 use super::Namespaces;
+use crate::error::{Error, Result};
 use crate::model::container::Container;
 
 /// What is kept with a container.
@@ -24,85 +26,108 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Whether the container's init lives: a pidfd becomes readable when its process ends.
+    /// Whether the container's init lives: its pidfd becomes readable when its process ends.
     pub(super) fn lives(&self) -> bool {
         let mut fds = [PollFd::new(&self.init, PollFlags::IN)];
         matches!(rustix::event::poll(&mut fds, Some(&NOW)), Ok(0))
     }
 }
 
-const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+pub(super) const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Containers by namespaces.
 #[derive(Debug)]
 pub(super) struct Cache {
-    entries: RwLock<HashMap<Namespaces, Arc<Entry>>>,
+    known: RwLock<Known>,
+    /// Tells of inits that have ended, by the number of their entry.
+    endings: OwnedFd,
     most: usize,
-    /// How many entries make the next insertion sweep: twice what the last one left, so that the dead are never more
-    /// than the living and a few, whatever the rate they come at.
-    sweep_at: AtomicUsize,
 }
 
-/// So few entries are not worth a sweep.
-const FEW: usize = 256;
+#[derive(Debug, Default)]
+struct Known {
+    entries: HashMap<Namespaces, (u64, Arc<Entry>)>,
+    numbers: HashMap<u64, Namespaces>,
+    next_number: u64,
+}
+
+impl Known {
+    fn remove(&mut self, key: &Namespaces, endings: &OwnedFd) {
+        if let Some((number, entry)) = self.entries.remove(key) {
+            self.numbers.remove(&number);
+            // A request may hold the entry a while longer, and its end would be told again and again.
+            let _ = epoll::delete(endings, &entry.init);
+        }
+    }
+}
 
 impl Cache {
     /// A cache of at most `most` containers.
-    pub(super) fn new(most: usize) -> Self {
-        Self { entries: RwLock::default(), most: most.max(1), sweep_at: AtomicUsize::new(FEW) }
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub(super) fn new(most: usize) -> Result<Self> {
+        let endings = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|errno| Error::io("create", "an epoll instance", errno))?;
+        Ok(Self { known: RwLock::default(), endings, most: most.max(1) })
     }
 
     pub(super) fn get(&self, key: &Namespaces) -> Option<Arc<Entry>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.read().entries.get(key).map(|(_, entry)| Arc::clone(entry))
     }
 
+    /// Remembers the container. If the kernel cannot tell us of its end, it is not remembered.
     pub(super) fn insert(&self, key: Namespaces, entry: Arc<Entry>) {
-        if self.len() >= self.sweep_at.load(Ordering::Relaxed).min(self.most) {
-            self.sweep();
-            self.sweep_at.store((2 * self.len()).max(FEW), Ordering::Relaxed);
-        }
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        // All alive and still full: any one goes, and costs a lookup when it is next asked for.
-        if entries.len() >= self.most
-            && let Some(victim) = entries.keys().next().copied()
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&key, &self.endings);
+        // Full of living ones: any one goes, and costs a lookup when it is next asked for.
+        if known.entries.len() >= self.most
+            && let Some(victim) = known.entries.keys().next().copied()
         {
-            entries.remove(&victim);
+            known.remove(&victim, &self.endings);
         }
-        entries.insert(key, entry);
+        let number = known.next_number;
+        known.next_number += 1;
+        let data = epoll::EventData::new_u64(number);
+        if epoll::add(&self.endings, &entry.init, data, epoll::EventFlags::IN).is_ok() {
+            known.numbers.insert(number, key);
+            known.entries.insert(key, (number, entry));
+        }
     }
 
     pub(super) fn remove(&self, key: &Namespaces) {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.remove(key, &self.endings);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.read().entries.len()
     }
 
     pub(super) fn containers(&self) -> Vec<Arc<Container>> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.values().map(|entry| Arc::clone(&entry.container)).collect()
+        let known = self.read();
+        known.entries.values().map(|(_, entry)| Arc::clone(&entry.container)).collect()
     }
 
-    /// Forgets the containers whose init has ended. One system call for all of them, and no lock held over it.
-    pub(super) fn sweep(&self) {
-        let snapshot: Vec<_> = {
-            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-            entries.iter().map(|(key, entry)| (*key, Arc::clone(entry))).collect()
-        };
-        let mut fds: Vec<_> =
-            snapshot.iter().map(|(_, entry)| PollFd::new(&entry.init, PollFlags::IN)).collect();
-        if rustix::event::poll(&mut fds, Some(&NOW)).is_err() {
-            return;
+    /// Forgets containers that have ended; waits for `patience`, or for ever, if none has. Returns how many endings
+    /// there were.
+    pub(super) fn forget_ended(&self, patience: Option<&Timespec>) -> usize {
+        let mut events = Vec::with_capacity(64);
+        // Interrupted: the caller comes again.
+        if epoll::wait(&self.endings, spare_capacity(&mut events), patience).is_err() {
+            return 0;
         }
-        let dead = snapshot.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        for ((key, entry), _) in dead {
-            // The key may belong to a new container by now.
-            if entries.get(key).is_some_and(|current| Arc::ptr_eq(current, entry)) {
-                entries.remove(key);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        for event in &events {
+            if let Some(key) = known.numbers.get(&event.data.u64()).copied() {
+                known.remove(&key, &self.endings);
             }
         }
+        events.len()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_dead_are_forgotten_and_the_living_kept() {
-        let cache = Cache::new(10);
+        let cache = Cache::new(10).unwrap();
         let (mut dying, entry) = sleeper();
         cache.insert(key(1), Arc::clone(&entry));
         let (mut living, kept) = sleeper();
@@ -143,7 +168,7 @@ mod tests {
         dying.kill().unwrap();
         dying.wait().unwrap();
         assert!(!entry.lives());
-        cache.sweep();
+        while cache.forget_ended(Some(&NOW)) > 0 {}
         assert!(cache.get(&key(1)).is_none());
         assert!(cache.get(&key(2)).is_some());
         living.kill().unwrap();
@@ -152,14 +177,18 @@ mod tests {
 
     #[test]
     fn it_never_grows_beyond_its_bound() {
-        let cache = Cache::new(3);
-        let (mut child, entry) = sleeper();
-        for number in 0..100 {
-            cache.insert(key(number), Arc::clone(&entry));
+        let cache = Cache::new(3).unwrap();
+        let mut children = Vec::new();
+        for number in 0..8 {
+            let (child, entry) = sleeper();
+            children.push(child);
+            cache.insert(key(number), entry);
             assert!(cache.len() <= 3);
             assert!(cache.get(&key(number)).is_some(), "the newest is there");
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 }

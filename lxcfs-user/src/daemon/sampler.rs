@@ -19,7 +19,6 @@ pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>) -> Result<()
         callers.wake_at_first_container(std::thread::current());
         let mut due = Instant::now();
         loop {
-            callers.sweep();
             let containers = callers.containers();
             if containers.is_empty() {
                 std::thread::park();

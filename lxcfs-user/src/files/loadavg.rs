@@ -30,13 +30,13 @@ mod tests {
     use crate::source::fake::FakeSource;
 
     fn case(average: LoadAverage, tasks: Tasks) -> Case {
-        let load = Some(Load { average, tasks });
+        let load = Some(Load { average, tasks, ..Load::default() });
         Case::new(FakeSource { load, ..FakeSource::default() }, &[])
     }
 
     #[test]
     fn three_tasks_for_a_minute() {
-        let tasks = Tasks { running: 3, blocked: 1, threads: 12, last_pid: 77 };
+        let tasks = Tasks { running: 3, blocked: 1, waiting_for_io: 1, threads: 12, last_pid: 77 };
         case(LoadAverage::default().advance(3, 12), tasks)
             .golden(File::Loadavg, "loadavg/three_busy");
     }

@@ -10,15 +10,17 @@ use super::{View, required};
 use crate::error::Result;
 use crate::model::cpus::{CpuView, Cpus};
 use crate::model::file::File;
-use crate::model::monotonic::CpuTimes;
+use crate::model::monotonic::{CpuHistory, CpuTimes};
 use crate::source::{Cpu, Load, parse};
 
 #[derive(Debug)]
 pub(super) struct Stat {
     /// `(shown number, times)`, ascending.
     cpus: Vec<(u32, CpuTimes)>,
+    /// CPUs that were shown before and are not now: the total keeps their times, as the kernel's does.
+    gone: Vec<CpuTimes>,
     ticks_per_second: u64,
-    /// Context switches. No cgroup counts them: the host's.
+    /// Context switches: the container's where they are counted, else the host's.
     ctxt: Option<u64>,
     /// When the host booted, seconds since 1970.
     btime_s: Option<u64>,
@@ -31,34 +33,39 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
     let up_ns = view.up_ns();
     let host = view.host(File::Stat)?;
     let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
-    let rows = spread(&cpu, &cpus, view.policy.cpu_view)
+    let rows = spread(&cpu, &cpus, view.policy.cpu_view, &mut history)
         .into_iter()
-        .map(|(shown, times)| {
-            let idle_ns = up_ns.saturating_sub(times.used_ns());
-            (shown, history.advance(shown, CpuTimes { idle_ns, ..times }))
-        })
+        .map(|(shown, times)| (shown, history.advance(shown, up_ns, times)))
         .collect();
+    let gone = history.gone(&shown(&cpus));
     drop(history);
+    let load = view.source.load(view.container)?;
     Ok(Stat {
         cpus: rows,
+        gone,
         ticks_per_second: view.machine.ticks_per_second(),
-        ctxt: host_number(&host, b"ctxt"),
+        ctxt: load.and_then(|load| load.switches).or_else(|| host_number(&host, b"ctxt")),
         btime_s: host_number(&host, b"btime"),
-        load: view.source.load(view.container)?,
+        load,
     })
 }
 
 /// The times of each CPU shown: its own where they are known and the CPU is a real one, else an even share.
-fn spread(cpu: &Cpu, cpus: &Cpus, view: CpuView) -> Vec<(u32, CpuTimes)> {
+fn spread(cpu: &Cpu, cpus: &Cpus, view: CpuView, history: &mut CpuHistory) -> Vec<(u32, CpuTimes)> {
     let own = |host: u32| cpu.per_cpu.as_ref()?.get(host as usize).copied();
-    let count = u64::from(cpus.count().max(1));
-    let share = cpu.total.zip(CpuTimes::default(), |ns, _| ns / count);
+    let shares = history.deal(cpu.total, &shown(cpus));
     cpus.iter()
-        .map(|(shown, host)| match view {
+        .zip(shares)
+        .map(|((shown, host), share)| match view {
             CpuView::Quota => (shown, share),
             CpuView::Cpuset | CpuView::Host => (shown, own(host).unwrap_or(share)),
         })
         .collect()
+}
+
+/// The numbers shown.
+fn shown(cpus: &Cpus) -> Vec<u32> {
+    cpus.iter().map(|(shown, _)| shown).collect()
 }
 
 pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
@@ -67,9 +74,10 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
         u64::try_from(ticks).unwrap_or(u64::MAX)
     };
     let rows = stat.cpus.iter().map(|&(shown, times)| (shown, columns(times).map(ticks)));
+    let gone = stat.gone.iter().map(|&times| columns(times).map(ticks));
     // The total is the sum of the lines and not of the times: rounding would make the two differ.
     let mut total = [0_u64; COLUMNS];
-    for (_, row) in rows.clone() {
+    for row in rows.clone().map(|(_, row)| row).chain(gone) {
         total.iter_mut().zip(row).for_each(|(total, ticks)| *total = total.saturating_add(ticks));
     }
     write_row(page, "cpu ", total);
@@ -82,12 +90,13 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
     if let Some(btime_s) = stat.btime_s {
         let _ = writeln!(page, "btime {btime_s}");
     }
-    if let Some(Load { tasks, .. }) = stat.load {
+    if let Some(Load { tasks, forks, .. }) = stat.load {
         // In a pid namespace of its own, the newest pid is the number of tasks ever made (until pids wrap).
-        let _ = writeln!(page, "processes {}", tasks.last_pid.max(tasks.threads));
+        let made = forks.unwrap_or_else(|| tasks.last_pid.max(tasks.threads).into());
+        let _ = writeln!(page, "processes {made}");
         // The reader is running; a sample taken before it started may not know it.
         let _ = writeln!(page, "procs_running {}", tasks.running.max(1));
-        let _ = writeln!(page, "procs_blocked {}", tasks.blocked);
+        let _ = writeln!(page, "procs_blocked {}", tasks.waiting_for_io);
     }
 }
 
@@ -130,7 +139,7 @@ mod tests {
     }
 
     fn case(cpu: Cpu) -> Case {
-        let tasks = Tasks { running: 2, blocked: 1, threads: 9, last_pid: 345 };
+        let tasks = Tasks { running: 2, blocked: 1, waiting_for_io: 1, threads: 9, last_pid: 345 };
         let source = FakeSource {
             cpu: Some(cpu),
             cpuset: CpuSet::parse(b"1-2"),
@@ -168,6 +177,21 @@ mod tests {
         let cpus = page.lines().filter(|line| line.starts_with("cpu"));
         cpus.map(|row| row.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect())
             .collect()
+    }
+
+    #[test]
+    fn a_cpu_that_goes_leaves_its_time_in_the_total() {
+        for known in [true, false] {
+            let mut case = case(per_cpu());
+            case.source.cpu =
+                Some(Cpu { per_cpu: per_cpu().per_cpu.filter(|_| known), ..per_cpu() });
+            let before = rows(&case.page(File::Stat).unwrap());
+            case.source.cpuset = CpuSet::parse(b"2");
+            let after = rows(&case.page(File::Stat).unwrap());
+            assert_eq!((&after[0], &after[1], after.len()), (&before[0], &before[2], 2));
+            case.source.cpuset = CpuSet::parse(b"1-2");
+            assert_eq!(rows(&case.page(File::Stat).unwrap()), before);
+        }
     }
 
     proptest! {

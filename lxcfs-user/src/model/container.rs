@@ -1,9 +1,9 @@
 //! Who asks: one container, as the sources need to know it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::load::LoadAverage;
-use super::monotonic::CpuHistory;
+use super::monotonic::{CpuHistory, CpuTimes};
 
 /// The cgroups of a container, one per hierarchy, as paths from the root of our own cgroup namespace.
 ///
@@ -77,6 +77,19 @@ pub struct History {
     pub cpu: Mutex<CpuHistory>,
     /// The load average, where the kernel side does not keep it.
     pub load: Mutex<Option<LoadHistory>>,
+    /// What the container used before the kernel side began to count.
+    pub before: OnceLock<Before>,
+    /// The newest pid, and when it was looked up, nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_pid: Mutex<Option<(u64, u32)>>,
+}
+
+/// What was there before the kernel side began to count. All zero for a container that is younger.
+#[derive(Debug, Clone, Default)]
+pub struct Before {
+    /// CPU time used, by host CPU number.
+    pub per_cpu: Vec<CpuTimes>,
+    /// The load averages at that time.
+    pub average: LoadAverage,
 }
 
 /// A container's load average as it was at the last sample.
@@ -99,6 +112,8 @@ pub struct Tasks {
     pub running: u32,
     /// Threads in uninterruptible sleep that count towards the load (state `D`).
     pub blocked: u32,
+    /// Threads in uninterruptible sleep that wait for I/O. Where that is not told apart, all of `blocked`.
+    pub waiting_for_io: u32,
     /// All threads.
     pub threads: u32,
     /// The pid of the newest thread, in the container's own numbering.

@@ -49,6 +49,20 @@ impl LoadAverage {
         Self(DECAY.map(|decay| approach(0, mean, decay, periods)))
     }
 
+    /// Averages that are known already, with 32 fraction bits.
+    #[must_use]
+    pub const fn from_fixed(averages: [u64; 3]) -> Self {
+        Self(averages)
+    }
+
+    /// The averages of the tasks of both: what is averaged may be split at will, because averaging is linear.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let mut sum = self.0;
+        sum.iter_mut().zip(other.0).for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        Self(sum)
+    }
+
     /// Whole and hundredths of each average, rounded as `/proc/loadavg` rounds.
     #[must_use]
     pub fn hundredths(self) -> [(u64, u64); 3] {

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::model::container::Container;
 use crate::model::cpus::{Bandwidth, CpuSet};
 use crate::model::file::Resource;
+use crate::model::load::LoadAverage;
 
 /// The fallback behind every other source, and on kernels without BPF the only one.
 #[derive(Debug)]
@@ -47,6 +48,29 @@ impl CgroupFiles {
     pub fn sample_load(&self, container: &Container) -> Result<Option<Load>> {
         let used_ns = self.cpu(container)?.map(|cpu| cpu.total.used_ns());
         tasks::sample(container, used_ns, &self.hierarchies, &self.host)
+    }
+
+    /// The pid of the container's newest thread in its own numbering, at most a second old.
+    #[must_use]
+    pub fn last_pid(&self, container: &Container) -> u32 {
+        tasks::last_pid(container, &self.hierarchies, &self.host)
+    }
+
+    /// The load averages of something that has used `used_ns` of CPU time in a life of `life_ns`.
+    #[must_use]
+    pub fn mean_load(&self, used_ns: u64, life_ns: u64) -> LoadAverage {
+        tasks::mean_load(used_ns, life_ns, &self.host)
+    }
+
+    /// The inode number of the cgroup the container's CPU time is counted in. `Ok(None)`: it has none of its own.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn cpu_cgroup_id(&self, container: &Container) -> Result<Option<u64>> {
+        match self.place(container, "cpuacct") {
+            Some(Place::V1(cgroup) | Place::V2(cgroup)) => cgroup.id().map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Where `controller` is for this container. `None` where the container has no cgroup of its own: the root

@@ -27,7 +27,11 @@ const BY_TASKS: [&str; 7] =
 /// The load at the last sample, if there was one.
 pub(super) fn last(container: &Container) -> Option<Load> {
     let history = lock(&container.history.load);
-    history.as_ref().map(|history| Load { average: history.average, tasks: history.tasks })
+    history.as_ref().map(|history| Load {
+        average: history.average,
+        tasks: history.tasks,
+        ..Load::default()
+    })
 }
 
 /// Takes a sample and advances the averages by the periods that have passed. `used_ns` is the CPU time the container has
@@ -51,7 +55,7 @@ pub(super) fn sample(
         Some(before) => before.advance(now_ns, tasks, used_ns),
         None => first(container, host, now_ns, tasks, used_ns),
     };
-    let load = Load { average: history.average, tasks };
+    let load = Load { average: history.average, tasks, ..Load::default() };
     *lock(&container.history.load) = Some(history);
     Ok(Some(load))
 }
@@ -63,7 +67,8 @@ impl LoadHistory {
     }
 
     fn advance(&self, now_ns: u64, tasks: Tasks, used_ns: Option<u64>) -> Self {
-        // To the nearest: the timer and the first sample are not in step, and neither is exact.
+        // The nearest number: a sample a moment early is a whole period's all the same, and would else always be one
+        // behind, because the clock of the first one is read a moment after it was due.
         let periods = (now_ns.saturating_sub(self.sampled_ns) + PERIOD_NS / 2) / PERIOD_NS;
         let active = u64::from(tasks.running) + u64::from(tasks.blocked);
         Self {
@@ -75,8 +80,6 @@ impl LoadHistory {
     }
 }
 
-/// The first sample of a container. It may have run for days before anybody read its load; what the kernel remembers of
-/// that time is the CPU time it used, and use over time is its mean number of running tasks.
 fn first(
     container: &Container,
     host: &Host,
@@ -84,18 +87,26 @@ fn first(
     tasks: Tasks,
     used_ns: Option<u64>,
 ) -> LoadHistory {
-    let life_ns = host.boottime_ns().saturating_sub(container.started_ns).max(1);
+    let life_ns = host.boottime_ns().saturating_sub(container.started_ns);
+    let average = mean_load(used_ns.unwrap_or(0), life_ns, host);
+    LoadHistory { average, sampled_ns: now_ns, tasks, used_ns }
+}
+
+/// The load averages of something that has used `used_ns` of CPU time in a life of `life_ns`.
+///
+/// A container may have run for days before anybody counted its tasks. What the kernel remembers of that time is the CPU
+/// time it used, and use over time is its mean number of running tasks.
+pub(super) fn mean_load(used_ns: u64, life_ns: u64, host: &Host) -> LoadAverage {
     let mut online = Vec::new();
     let cpus = match host.read(File::CpuOnline, &mut online) {
         Ok(()) => CpuSet::parse(&online).map_or(1, |online| online.count()),
         Err(_) => 1,
     };
+    let life = u128::from(life_ns.max(1));
     // A cgroup can be older than the init in it: more than all CPUs since its start was used by somebody before.
-    let most = u128::from(life_ns) * u128::from(cpus);
-    let used = u128::from(used_ns.unwrap_or(0)).min(most);
-    let mean = u64::try_from((used << 32) / u128::from(life_ns)).unwrap_or(0);
-    let average = LoadAverage::since_start(mean, life_ns / PERIOD_NS);
-    LoadHistory { average, sampled_ns: now_ns, tasks, used_ns }
+    let used = u128::from(used_ns).min(life * u128::from(cpus));
+    let mean = u64::try_from((used << 32) / life).unwrap_or(0);
+    LoadAverage::since_start(mean, life_ns / PERIOD_NS)
 }
 
 /// The threads of a container, by any hierarchy in which it has a cgroup of its own; `Ok(None)` if there is none.
@@ -146,7 +157,10 @@ fn count(container: &Container, hierarchies: &Hierarchies, host: &Host) -> Resul
         newest = newest.max(tid);
         match stat.state {
             b'R' => tasks.running += 1,
-            b'D' if !frozen => tasks.blocked += 1,
+            b'D' if !frozen => {
+                tasks.blocked += 1;
+                tasks.waiting_for_io += 1;
+            }
             _ => {}
         }
     }
@@ -157,6 +171,23 @@ fn count(container: &Container, hierarchies: &Hierarchies, host: &Host) -> Resul
 fn is_frozen(freezer: &Cgroup<'_>) -> bool {
     let state = freezer.parse("freezer.state", |text| Some(text.trim_ascii() == b"FROZEN"));
     matches!(state, Ok(Some(true)))
+}
+
+/// The pid of the container's newest thread in its own numbering: looked up once in a second at most.
+pub(super) fn last_pid(container: &Container, hierarchies: &Hierarchies, host: &Host) -> u32 {
+    const FRESH_NS: u64 = 1_000_000_000;
+    let now_ns = clock_ns(ClockId::Monotonic);
+    if let Some((at_ns, pid)) = *lock(&container.history.last_pid)
+        && now_ns.saturating_sub(at_ns) < FRESH_NS
+    {
+        return pid;
+    }
+    let tids = threads(&container.cgroups, hierarchies).ok().flatten().unwrap_or_default();
+    let newest =
+        tids.into_iter().max().and_then(|tid| read_own_pid(host, tid, container.pid_depth));
+    let pid = newest.unwrap_or(0);
+    *lock(&container.history.last_pid) = Some((now_ns, pid));
+    pid
 }
 
 /// The pid of thread `tid` in the container's own pid namespace.
@@ -232,7 +263,17 @@ mod tests {
         let late = history(1, None).advance(12 * PERIOD_NS + 7, tasks, None);
         assert_eq!(late.sampled_ns, 12 * PERIOD_NS);
         assert_eq!(late.average, LoadAverage::default().advance(1, 12));
-        let early = history(1, None).advance(PERIOD_NS / 2 - 1, tasks, None);
-        assert_eq!(early.average, LoadAverage::default());
+    }
+
+    #[test]
+    fn a_sample_a_moment_early_is_that_periods() {
+        let tasks = Tasks { running: 1, ..Tasks::default() };
+        let early = history(1, None).advance(PERIOD_NS - 1, tasks, None);
+        assert_eq!(early.average, LoadAverage::default().advance(1, 1));
+        // And the one after it, in time, is the next and not the one after that.
+        let second = early.advance(2 * PERIOD_NS, tasks, None);
+        assert_eq!(second.average, LoadAverage::default().advance(1, 2));
+        let at_once = history(1, None).advance(PERIOD_NS / 3, tasks, None);
+        assert_eq!((at_once.average, at_once.sampled_ns), (LoadAverage::default(), 0));
     }
 }

@@ -223,6 +223,16 @@ impl<'a> Cgroup<'a> {
         Ok(smallest)
     }
 
+    /// The cgroup's id: the inode number of its directory.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn id(&self) -> Result<u64> {
+        let path = if self.is_root() { "." } else { self.path };
+        let stat = rustix::fs::statat(&self.hierarchy.directory, path, AtFlags::empty());
+        stat.map(|stat| stat.st_ino).map_err(|errno| self.error("stat", "", errno))
+    }
+
     /// The cgroup's directory, open for listing.
     ///
     /// # Errors

@@ -1,0 +1,187 @@
+//! [`Source`] over the maps of the eBPF programs: CPU time of each CPU, and the load, exact and current.
+//!
+//! The programs count from when they are loaded. What a container used before is taken from its cgroup files once, when it
+//! is first seen, and added from then on.
+
+use std::sync::Arc;
+
+use super::cgroup::CgroupFiles;
+use super::host::Host;
+use super::{Cpu, Load, Machine, Source};
+use crate::bpf::{Accounting, CpuSample, LoadSample, Slot};
+use crate::error::Result;
+use crate::model::container::{Before, Container, Tasks};
+use crate::model::load::{LoadAverage, PERIOD_NS};
+use crate::model::monotonic::CpuTimes;
+
+/// The groups `cpu` and `load`, from maps.
+#[derive(Debug)]
+pub struct BpfMaps {
+    accounting: Arc<Accounting>,
+    files: Arc<CgroupFiles>,
+    /// When the programs began to count, nanoseconds of `CLOCK_BOOTTIME`.
+    loaded_ns: u64,
+    host: Arc<Host>,
+}
+
+impl BpfMaps {
+    /// Reads from `accounting`, which has just been loaded.
+    #[must_use]
+    pub fn new(accounting: Arc<Accounting>, files: Arc<CgroupFiles>, host: Arc<Host>) -> Self {
+        let loaded_ns = host.boottime_ns();
+        Self { accounting, files, loaded_ns, host }
+    }
+
+    /// The container's slot. `Ok(None)`: it has no cgroup of its own, or no task has run in it yet.
+    fn slot(&self, container: &Container) -> Result<Option<Slot>> {
+        let id = self.files.cpu_cgroup_id(container)?;
+        Ok(id.and_then(|id| self.accounting.slot_of(id)))
+    }
+
+    /// What the container used before the programs counted. `counted` is what they have counted by now.
+    fn before<'a>(&self, container: &'a Container, counted: &[CpuTimes]) -> Result<&'a Before> {
+        if let Some(before) = container.history.before.get() {
+            return Ok(before);
+        }
+        let before = if container.started_ns >= self.loaded_ns {
+            Before::default()
+        } else {
+            self.read_before(container, counted)?
+        };
+        Ok(container.history.before.get_or_init(|| before))
+    }
+
+    fn read_before(&self, container: &Container, counted: &[CpuTimes]) -> Result<Before> {
+        let all = self.files.cpu(container)?.unwrap_or_default();
+        let rest = |all: CpuTimes, counted: CpuTimes| all.zip(counted, u64::saturating_sub);
+        let per_cpu: Vec<_> = match all.per_cpu {
+            Some(per_cpu) => {
+                let counted = counted.iter().copied().chain(std::iter::repeat(CpuTimes::default()));
+                per_cpu.into_iter().zip(counted).map(|(all, counted)| rest(all, counted)).collect()
+            }
+            // v2 knows the total alone: it is spread over the CPUs the container may run on.
+            None => {
+                let cpuset = self.files.cpuset(container)?;
+                let allowed = |cpu: usize| {
+                    let cpu = u32::try_from(cpu).unwrap_or(u32::MAX);
+                    cpuset.as_ref().is_none_or(|cpuset| cpuset.contains(cpu))
+                };
+                let cpus = (0..counted.len()).filter(|&cpu| allowed(cpu)).count().max(1) as u64;
+                let rest = rest(all.total, sum(counted));
+                let share = rest.zip(CpuTimes::default(), |ns, _| ns / cpus);
+                let own = |cpu| if allowed(cpu) { share } else { CpuTimes::default() };
+                (0..counted.len()).map(own).collect()
+            }
+        };
+        let life_ns = self.loaded_ns.saturating_sub(container.started_ns);
+        let average = self.files.mean_load(sum(&per_cpu).used_ns(), life_ns);
+        Ok(Before { per_cpu, average })
+    }
+
+    fn counted(&self, slot: Slot) -> Option<Vec<CpuTimes>> {
+        let samples = self.accounting.cpus_under(slot)?;
+        Some(samples.into_iter().map(times).collect())
+    }
+}
+
+impl Source for BpfMaps {
+    fn cpu(&self, container: &Container) -> Result<Option<Cpu>> {
+        let Some(mut per_cpu) = self.slot(container)?.and_then(|slot| self.counted(slot)) else {
+            return Ok(None);
+        };
+        let before = self.before(container, &per_cpu)?;
+        for (counted, before) in per_cpu.iter_mut().zip(&before.per_cpu) {
+            *counted = counted.zip(*before, u64::saturating_add);
+        }
+        Ok(Some(Cpu { total: sum(&per_cpu), per_cpu: Some(per_cpu) }))
+    }
+
+    fn load(&self, container: &Container) -> Result<Option<Load>> {
+        let Some(slot) = self.slot(container)? else { return Ok(None) };
+        let Some(sample) = self.accounting.load_under(slot) else { return Ok(None) };
+        // Known already, unless the load is the first thing ever asked of this container.
+        let before = match container.history.before.get() {
+            Some(before) => before,
+            None => self.before(container, &self.counted(slot).unwrap_or_default())?,
+        };
+        let since_ns = self.host.boottime_ns().saturating_sub(self.loaded_ns);
+        let carried = before.average.advance(0, since_ns / PERIOD_NS);
+        let is_younger = container.started_ns >= self.loaded_ns;
+        Ok(Some(Load {
+            average: carried.plus(average(&sample)),
+            tasks: Tasks { last_pid: self.files.last_pid(container), ..tasks(&sample) },
+            forks: is_younger.then_some(sample.forks),
+            switches: Some(sample.switches),
+        }))
+    }
+}
+
+/// The precise time, split as the ticks fell.
+fn times(sample: CpuSample) -> CpuTimes {
+    let CpuSample { run_ns, user_ns, nice_ns, system_ns, iowait_ns, run_delay_ns } = sample;
+    let ticks = u128::from(user_ns) + u128::from(nice_ns) + u128::from(system_ns);
+    let part = |part: u64| {
+        let part = (u128::from(run_ns) * u128::from(part)).checked_div(ticks).unwrap_or(0);
+        u64::try_from(part).unwrap_or(run_ns)
+    };
+    let (nice_ns, system_ns) = (part(nice_ns), part(system_ns));
+    CpuTimes {
+        user_ns: run_ns.saturating_sub(nice_ns).saturating_sub(system_ns),
+        nice_ns,
+        system_ns,
+        idle_ns: 0,
+        iowait_ns,
+        steal_ns: run_delay_ns,
+    }
+}
+
+fn sum(times: &[CpuTimes]) -> CpuTimes {
+    times.iter().fold(CpuTimes::default(), |sum, times| sum.zip(*times, u64::saturating_add))
+}
+
+/// A sum over CPUs may be caught between a wake-up on one and a block on another: never below zero.
+fn average(sample: &LoadSample) -> LoadAverage {
+    LoadAverage::from_fixed(sample.average.map(|average| u64::try_from(average).unwrap_or(0)))
+}
+
+fn tasks(sample: &LoadSample) -> Tasks {
+    let count = |count: i64| u32::try_from(count.max(0)).unwrap_or(u32::MAX);
+    Tasks {
+        running: count(sample.nr_running),
+        blocked: count(sample.nr_uninterruptible),
+        waiting_for_io: count(sample.nr_iowait),
+        threads: count(sample.nr_tasks),
+        last_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precise_time_is_split_as_the_ticks_fell() {
+        let sample = CpuSample {
+            run_ns: 1_000,
+            user_ns: 2_000,
+            nice_ns: 1_000,
+            system_ns: 1_000,
+            iowait_ns: 7,
+            run_delay_ns: 9,
+        };
+        let split = times(sample);
+        assert_eq!((split.user_ns, split.nice_ns, split.system_ns), (500, 250, 250));
+        assert_eq!((split.iowait_ns, split.steal_ns), (7, 9));
+        let untouched = times(CpuSample { run_ns: 5, ..CpuSample::default() });
+        assert_eq!(untouched.user_ns, 5, "no tick has hit yet");
+    }
+
+    #[test]
+    fn counts_caught_in_between_are_not_negative() {
+        let sample =
+            LoadSample { nr_running: -1, average: [-5, 1 << 32, 0], ..LoadSample::default() };
+        assert_eq!(tasks(&sample).running, 0);
+        assert_eq!(average(&sample).hundredths()[1], (1, 0));
+        assert_eq!(average(&sample).hundredths()[0], (0, 0));
+    }
+}
