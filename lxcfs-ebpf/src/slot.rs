@@ -74,6 +74,7 @@ pub(crate) extern "C" fn claim(id: u64) -> u64 {
     let Ok(Some(index)) = maps::FREE.pop() else {
         if maps::count!(no_slot) {
             report::report_no_slot(id);
+            maps::notify();
         }
         return u64::from(OVERFLOW_SLOT);
     };
@@ -124,6 +125,7 @@ pub(crate) extern "C" fn link(child: u32, parent: u32) -> u32 {
     }
     if maps::count!(unlinked) {
         report::report_unlinked(child);
+        maps::notify();
     }
     0
 }

@@ -20,6 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
 use lxcfs_abi::word;
 
 pub mod btf;
@@ -31,6 +32,7 @@ mod mapping;
 mod maps;
 mod patch;
 mod probe;
+mod report;
 mod sample;
 pub mod support;
 mod sys;
@@ -142,6 +144,7 @@ struct Upkeep {
     ebpf: Ebpf,
     folder: Folder,
     notify: RingBuf<MapData>,
+    messages: Option<EbpfLogger<report::ToTracing>>,
     anomalies_seen: u64,
 }
 
@@ -162,7 +165,8 @@ impl Accounting {
             Unavailable::Failed { operation: "share a descriptor", source: Box::new(error) }
         })?;
         let folder = Folder { fold, free, barrier: plan.barrier };
-        let upkeep = Mutex::new(Upkeep { ebpf, folder, notify, anomalies_seen: 0 });
+        let messages = report::reader(&mut ebpf);
+        let upkeep = Mutex::new(Upkeep { ebpf, folder, notify, messages, anomalies_seen: 0 });
         Ok(Self { maps, clock, flush, notifications, flushed: AtomicU64::new(0), upkeep })
     }
 
@@ -300,6 +304,9 @@ impl Accounting {
         while upkeep.notify.next().is_some() {}
         // Before the work: what comes from here on notifies again.
         self.maps.notified().store(0, Ordering::SeqCst);
+        if let Some(messages) = &mut upkeep.messages {
+            messages.flush();
+        }
         let anomalies = self.counters().anomalies();
         let reconciled = anomalies != upkeep.anomalies_seen;
         if reconciled {

@@ -215,3 +215,39 @@ fn store_averages(maps: &Maps, index: u32, record: &Record) {
         store(offset_of!(Record, average) + nth * size_of::<i64>(), average.cast_unsigned());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::maps::tests::{link, maps, subtree};
+    use super::*;
+
+    #[test]
+    fn a_slot_leaves_the_list_from_any_place() {
+        for gone in [2, 3, 4] {
+            let maps = maps(8, 2);
+            for child in [2, 3, 4] {
+                link(&maps, child, 1);
+            }
+            unlink(&maps, gone, 1);
+            clear(&maps, gone);
+            let mut left = subtree(&maps, 1);
+            left.sort_unstable();
+            let expected: Vec<_> = (1..=4).filter(|slot| *slot != gone).collect();
+            assert_eq!(left, expected);
+        }
+    }
+
+    #[test]
+    fn a_cleared_slot_is_a_fresh_one_but_for_its_sequence() {
+        let maps = maps(4, 2);
+        let index = maps.record_index(1, 0);
+        for offset in (0..size_of::<Record>()).step_by(8) {
+            maps.records.word(index, offset).store(7, Ordering::SeqCst);
+        }
+        assert!(has_times(&maps, index));
+        clear(&maps, 1);
+        assert!(!has_times(&maps, index));
+        assert_eq!(maps.records.word(index, 0).load(Ordering::SeqCst), 7);
+        assert_eq!(maps.load_record(index).average, [0; 3]);
+    }
+}

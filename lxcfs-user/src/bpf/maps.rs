@@ -142,3 +142,66 @@ pub(crate) fn take_notify(ebpf: &mut Ebpf) -> io::Result<RingBuf<MapData>> {
     let map = ebpf.take_map("NOTIFY").ok_or_else(missing)?;
     RingBuf::try_from(map).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    /// Maps that no kernel knows, all zero.
+    pub(crate) fn maps(slots: u32, cpus: u32) -> Maps {
+        let memory = || memfd_create("map", MemfdFlags::CLOEXEC).expect("make memory");
+        let of = |bytes: usize| {
+            let memory = memory();
+            ftruncate(&memory, u64::try_from(bytes).unwrap()).expect("size memory");
+            memory
+        };
+        let records = slots * (cpus + EXTRA_RECORDS);
+        let size = |count: u32, size: usize| usize::try_from(count).unwrap() * size;
+        Maps {
+            ctrl: Mapping::new(of(size_of::<Ctrl>()), 1).unwrap(),
+            slots: Mapping::new(of(size(slots, size_of::<Slot>())), slots).unwrap(),
+            records: Mapping::new(of(size(records, size_of::<Record>())), records).unwrap(),
+            cpus: Mapping::new(of(size(cpus, size_of::<Cpu>())), cpus).unwrap(),
+            slot_of: memory(),
+            tasks: memory(),
+        }
+    }
+
+    /// Puts `child` at the head of `parent`'s list, as the programs do.
+    pub(crate) fn link(maps: &Maps, child: u32, parent: u32) {
+        let head = slot_half!(maps, parent, first_child).swap(child, Ordering::SeqCst);
+        slot_half!(maps, child, next_sibling).store(head, Ordering::SeqCst);
+        slot_half!(maps, child, parent).store(parent, Ordering::SeqCst);
+    }
+
+    pub(crate) fn subtree(maps: &Maps, root: u32) -> Vec<u32> {
+        let mut seen = Vec::new();
+        maps.walk(root, |slot| seen.push(slot));
+        seen
+    }
+
+    #[test]
+    fn a_subtree_is_walked_once_each() {
+        let maps = maps(16, 2);
+        for (child, parent) in [(2, 1), (3, 1), (4, 1), (5, 3), (6, 5), (7, 3), (9, 8)] {
+            link(&maps, child, parent);
+        }
+        assert_eq!(subtree(&maps, 1), [1, 4, 3, 7, 5, 6, 2]);
+        assert_eq!(subtree(&maps, 3), [3, 7, 5, 6]);
+        assert_eq!(subtree(&maps, 2), [2], "siblings of the root are not below it");
+        assert_eq!(subtree(&maps, 8), [8, 9]);
+    }
+
+    #[test]
+    fn a_walk_of_a_broken_tree_ends() {
+        let maps = maps(8, 1);
+        link(&maps, 2, 1);
+        link(&maps, 3, 2);
+        slot_half!(maps, 3, first_child).store(2, Ordering::SeqCst);
+        assert!(subtree(&maps, 1).len() <= 16);
+        slot_half!(maps, 3, first_child).store(4_000_000, Ordering::SeqCst);
+        assert_eq!(subtree(&maps, 1), [1, 2, 3]);
+    }
+}
