@@ -127,7 +127,10 @@ fn without_root_one_line_says_how() -> Result<()> {
     let directory = Directory::new()?;
     // The program lies where an ordinary user may not look; a copy does not.
     let program = directory.0.join("lxcfs");
-    fs::copy(lxcfs_tests::program("lxcfs"), &program)?;
+    // Not fs::copy: another test may fork while it writes, and the program then be too busy to run.
+    ensure!(
+        Command::new("cp").arg(lxcfs_tests::program("lxcfs")).arg(&program).status()?.success()
+    );
     let output =
         Command::new(&program).arg(directory.0.join("mnt")).uid(4321).gid(4321).output()?;
     refused(&output, 1, &["serve lxcfs", "root", "sudo"])

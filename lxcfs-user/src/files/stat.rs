@@ -27,15 +27,18 @@ pub(super) struct Stat {
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
-    let cpu = required(view.source.cpu(view.container)?, "cpu")?;
+    let cpu_times = required(view.source.cpu(view.container)?, "cpu")?;
     let cpus = view.cpus()?;
     let up_ns = view.up_ns();
     let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
-    let rows = spread(&cpu, &cpus, view.policy.cpu_view, &mut history)
+    let rows = spread(&cpu_times, &cpus, view.policy.cpu_view, &mut history)
         .into_iter()
         .map(|(shown, times)| (shown, history.advance(shown, up_ns, times)))
         .collect();
-    let gone = history.gone(&shown(&cpus));
+    let gone = history.gone(&shown(&cpus), |cpu| match view.policy.cpu_view {
+        CpuView::Quota => None,
+        CpuView::Cpuset | CpuView::Host => own(&cpu_times, cpu),
+    });
     drop(history);
     let load = view.source.load(view.container)?;
     Ok(Stat {
@@ -49,15 +52,19 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
 
 /// The times of each CPU shown: its own where they are known and the CPU is a real one, else an even share.
 fn spread(cpu: &Cpu, cpus: &Cpus, view: CpuView, history: &mut CpuHistory) -> Vec<(u32, CpuTimes)> {
-    let own = |host: u32| cpu.per_cpu.as_ref()?.get(host as usize).copied();
     let shares = history.deal(cpu.total, &shown(cpus));
     cpus.iter()
         .zip(shares)
         .map(|((shown, host), share)| match view {
             CpuView::Quota => (shown, share),
-            CpuView::Cpuset | CpuView::Host => (shown, own(host).unwrap_or(share)),
+            CpuView::Cpuset | CpuView::Host => (shown, own(cpu, host).unwrap_or(share)),
         })
         .collect()
+}
+
+/// The times of the host's CPU `host`, where they are known.
+fn own(cpu: &Cpu, host: u32) -> Option<CpuTimes> {
+    cpu.per_cpu.as_ref()?.get(host as usize).copied()
 }
 
 /// The numbers shown.

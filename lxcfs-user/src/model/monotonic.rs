@@ -99,10 +99,18 @@ impl CpuHistory {
             .collect()
     }
 
-    /// What was shown last of the CPUs that are not among `cpus`.
-    pub fn gone(&self, cpus: &[u32]) -> Vec<CpuTimes> {
-        let gone = self.cpus.iter().filter(|(cpu, _)| !cpus.contains(cpu));
-        gone.map(|(_, last)| last.shown).collect()
+    /// The times of the CPUs that were shown before and are not among `cpus`: what was used on them, by `own` where that
+    /// is known, and no more idle time.
+    pub fn gone(&mut self, cpus: &[u32], own: impl Fn(u32) -> Option<CpuTimes>) -> Vec<CpuTimes> {
+        let gone = self.cpus.iter_mut().filter(|(cpu, _)| !cpus.contains(cpu));
+        gone.map(|(&cpu, last)| {
+            let shown = last.shown;
+            let used = own(cpu).map_or(shown, |times| use_since(shown, times));
+            let CpuTimes { user_ns, nice_ns, system_ns, .. } = used;
+            last.shown = CpuTimes { user_ns, nice_ns, system_ns, ..shown };
+            last.shown
+        })
+        .collect()
     }
 
     /// The times to show for `cpu` after `up_ns` of wall time: `times`, but none less than was shown before, and together
@@ -212,7 +220,9 @@ mod tests {
         let mut history = CpuHistory::default();
         history.advance(0, 7, used(1, 0, 0));
         let shown = history.advance(7, 7, used(3, 0, 4));
-        assert_eq!(history.gone(&[0, 1]), [shown]);
+        assert_eq!(history.gone(&[0, 1], |_| None), [shown]);
+        let more = history.gone(&[0, 1], |_| Some(used(5, 0, 6)));
+        assert_eq!(more, [CpuTimes { idle_ns: shown.idle_ns, ..used(5, 0, 6) }]);
     }
 
     proptest! {
