@@ -1,5 +1,7 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
+mod matrix;
+
 use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -104,8 +106,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         install_tools()?;
         crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
     }
+    let mut here = Vec::new();
     if wanted(Part::Root) {
-        crate::cargo(&["test", "--package", "lxcfs-tests", "--no-fail-fast"])?;
+        here = matrix::run_here(&test_binaries()?, &crate::root().join("tests"))?;
     }
     if wanted(Part::Run) {
         run_once()?;
@@ -114,9 +117,18 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             nothing_left()?;
         }
     }
-    let guests = if wanted(Part::Guests) { test_in_guests()? } else { ExitCode::SUCCESS };
+    let guests = if wanted(Part::Guests) { test_in_guests()? } else { Vec::new() };
     nothing_left()?;
-    Ok(guests)
+    if here.is_empty() && guests.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("\n{}", vm::table(&matrix::rows(&here, &guests)?));
+    let passed = here.iter().all(vm::SuiteReport::passed);
+    if guests.is_empty() && passed {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let guests = vm::verdict(&guests);
+    Ok(if passed { guests } else { ExitCode::FAILURE })
 }
 
 /// The command line of `soak`.
@@ -215,7 +227,7 @@ fn run_until(signal: Signal) -> Result<()> {
     Ok(())
 }
 
-fn test_in_guests() -> Result<ExitCode> {
+fn test_in_guests() -> Result<Vec<vm::KernelReport>> {
     let directory = crate::root().join("tests");
     let binaries = test_binaries()?;
     for name in HOST_SUITES {
@@ -243,8 +255,7 @@ fn test_in_guests() -> Result<ExitCode> {
         ..vm::Guest::default()
     };
     let options = vm::Options { kernels: vm::KNOWN.to_vec(), jobs: 2, refresh: false };
-    let reports = vm::run_suites(&options, &suites, guest)?;
-    Ok(vm::conclude(&reports))
+    vm::run_suites(&options, &suites, guest)
 }
 
 /// The binaries of the root tests, by name.

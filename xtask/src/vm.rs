@@ -29,7 +29,8 @@ pub(crate) use apt::{Apt, unpack as unpack_deb};
 pub(crate) use ground::{Options, run};
 pub(crate) use guest::{Guest, Report, Step};
 pub(crate) use kernel::{KNOWN, Series};
-pub(crate) use suites::{KernelReport, Suite, run_suites};
+pub(crate) use suites::{KernelReport, Suite, SuiteReport, run_suites};
+pub(crate) use table::table;
 
 use kernel::Choice;
 
@@ -102,7 +103,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
     let results = run(&options, &guest)?;
     let status = results.iter().map(|(_, result)| tell(result)).find(|status| *status != 0);
     if results.len() > 1 {
-        eprint!("{}", table::table(&rows(&results)));
+        eprint!("{}", table(&rows(&results)));
     }
     Ok(ExitCode::from(status.unwrap_or(0)))
 }
@@ -133,12 +134,17 @@ fn suites_main(
     Ok(conclude(&run_suites(options, &suites, guest)?))
 }
 
-/// Tells why guests died, prints kernel x suite, and says whether all is well.
+/// Prints kernel x suite, and says whether all is well.
 pub(crate) fn conclude(reports: &[KernelReport]) -> ExitCode {
+    print!("{}", table(&suites::rows(reports)));
+    verdict(reports)
+}
+
+/// Tells why guests died, and says whether all is well.
+pub(crate) fn verdict(reports: &[KernelReport]) -> ExitCode {
     for report in reports {
         tell(&report.guest);
     }
-    print!("{}", table::table(&suites::rows(reports)));
     let passed = !reports.is_empty() && reports.iter().all(KernelReport::passed);
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -49,6 +49,24 @@ pub(crate) struct KernelReport {
 }
 
 impl SuiteReport {
+    /// Of a binary that ran on this machine.
+    pub(crate) fn here(
+        name: &str,
+        status: std::process::ExitStatus,
+        output: &[u8],
+        took: Duration,
+    ) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+
+        let code = |code: i32| u8::try_from(code).unwrap_or(u8::MAX);
+        let end = match (status.code(), status.signal()) {
+            (Some(status), _) => End::Exit(code(status)),
+            (None, Some(signal)) => End::Signal(code(signal)),
+            (None, None) => End::Unfinished,
+        };
+        Self { name: name.to_owned(), end, counts: counts(&String::from_utf8_lossy(output)), took }
+    }
+
     fn of(step: &StepReport) -> Self {
         let output = String::from_utf8_lossy(&step.output);
         let StepReport { name, end, took, .. } = step;
@@ -60,7 +78,7 @@ impl SuiteReport {
     }
 
     /// As `12 passed 3.1s`, `11 passed 1 failed 3.1s`, `no result (signal 6) 200ms`.
-    fn cell(&self) -> String {
+    pub(crate) fn cell(&self) -> String {
         let took = match self.took {
             Duration::ZERO => String::new(),
             took => format!(" {took:.1?}"),
