@@ -77,8 +77,15 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
         let ticks = u128::from(ns) * u128::from(stat.ticks_per_second) / 1_000_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
     };
-    let rows = stat.cpus.iter().map(|&(shown, times)| (shown, columns(times).map(ticks)));
-    let gone = stat.gone.iter().map(|&times| columns(times).map(ticks));
+    // One tick of idle time more than there was: in a container's first hundredth of a second all columns would be 0,
+    // which is how mpstat tells a CPU that is offline.
+    let row = |times| {
+        let mut row = columns(times).map(ticks);
+        row[IDLE] = row[IDLE].saturating_add(1);
+        row
+    };
+    let rows = stat.cpus.iter().map(|&(shown, times)| (shown, row(times)));
+    let gone = stat.gone.iter().map(|&times| row(times));
     // The total is the sum of the lines and not of the times: rounding would make the two differ.
     let mut total = [0_u64; COLUMNS];
     for row in rows.clone().map(|(_, row)| row).chain(gone) {
@@ -109,6 +116,7 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
 
 /// user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice.
 const COLUMNS: usize = 10;
+const IDLE: usize = 3;
 
 const fn columns(times: CpuTimes) -> [u64; COLUMNS] {
     let CpuTimes { user_ns, nice_ns, system_ns, idle_ns, iowait_ns, steal_ns } = times;
