@@ -58,7 +58,7 @@ pub enum Unavailable {
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Cgroups counted at once, those without tasks of their own but with such below included.
-    /// Each costs 128 bytes per possible CPU and some 400 more.
+    /// Each costs 128 bytes per possible CPU and some 450 more.
     pub slots: u32,
 }
 

@@ -59,7 +59,7 @@ pub struct Serve {
     /// Where load and CPU time come from: eBPF where the kernel allows it, or cgroup files alone
     #[arg(long, value_enum, default_value_t)]
     pub accounting: Supplier,
-    /// Cgroups to keep counts for at once, with eBPF: about 650 bytes each on 1 CPU and 128 more for each further CPU
+    /// Cgroups to keep counts for at once, with eBPF: each takes 128 bytes per possible CPU and some 450 more
     #[arg(long, default_value_t = 4_096, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
     pub cgroups: u32,
     /// Show no swap
