@@ -9,6 +9,7 @@ mod cgroupns;
 mod lookup;
 mod pidns;
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -146,6 +147,28 @@ impl Callers {
     pub fn wake_at_first_container(&self, watcher: Thread) {
         // Set once, by the one watcher there is.
         let _ = self.watcher.set(watcher);
+    }
+
+    /// Every container that has a process now, by a look at all of them: for an operator's question, never for a request.
+    ///
+    /// # Errors
+    /// The processes cannot be listed. A process that ends meanwhile is left out.
+    pub fn discover(&self) -> Result<Vec<Arc<Container>>> {
+        let lookup = Lookup(&self.host);
+        let mut seen = HashSet::from([self.ours]);
+        let mut found = Vec::new();
+        for pid in lookup.processes()? {
+            let Ok(namespaces) = lookup.namespaces(pid) else { continue };
+            if !seen.insert(namespaces) {
+                continue;
+            }
+            match self.find(pid) {
+                Ok(Caller::Container(container)) => found.push(container),
+                Ok(Caller::Host) => {}
+                Err(error) => tracing::debug!("discover: {error}"),
+            }
+        }
+        Ok(found)
     }
 
     /// The containers known now.

@@ -118,6 +118,8 @@ pub enum Command {
         #[arg(long, default_value = "/run", value_name = "DIR")]
         runtime_dir: PathBuf,
     },
+    /// Show all containers in a live table: load, CPU, steal, throttling, memory, pressure
+    Top(Top),
     /// Print a file as a process in a container sees it, without entering the container
     Cat {
         /// A process of the container
@@ -142,6 +144,59 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
+}
+
+/// Options of `lxcfs top`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Columns:
+  LOAD 1 5 15     load averages; RUN, BLK, THR: threads that run or wait to, in uninterruptible sleep, and all
+  CPU%            100 is one CPU; STEAL%: threads that waited for one, summed; THROT%: kept from one by its quota
+  MEM LIMIT       memory charged, and the smallest limit on it
+  CPU/MEM/IO PSI  percent of the last 10 s in which some thread waited for that
+  -               not known here: `lxcfs status` says what supplies what")]
+pub struct Top {
+    /// Where the daemon is mounted
+    #[arg(default_value = DEFAULT_MOUNT_POINT)]
+    pub mountpoint: PathBuf,
+    /// Print one table, with the rates of one interval, and end
+    #[arg(long)]
+    pub once: bool,
+    /// Print a JSON object on a line for each interval
+    #[arg(long)]
+    pub json: bool,
+    /// Seconds between two looks
+    #[arg(short, long, default_value_t = 2.0, value_name = "SECONDS", value_parser = seconds)]
+    pub interval: f64,
+    /// Which containers come first
+    #[arg(short, long, value_enum, default_value_t)]
+    pub sort: Sorting,
+    /// The daemon's --runtime-dir
+    #[arg(long, default_value = "/run", value_name = "DIR")]
+    pub runtime_dir: PathBuf,
+}
+
+/// What `lxcfs top` sorts by.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Sorting {
+    /// The most CPU time
+    #[default]
+    Cpu,
+    /// The most memory
+    Memory,
+    /// The highest load average
+    Load,
+    /// By the cgroup's path
+    Name,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.1..=3_600.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("must be from 0.1 to 3600".to_owned())
+    }
 }
 
 /// Where load and CPU time come from.

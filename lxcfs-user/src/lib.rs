@@ -22,3 +22,5 @@ pub mod fs;
 pub mod model;
 pub mod road;
 pub mod source;
+pub mod survey;
+pub mod top;

@@ -11,6 +11,7 @@ use lxcfs::daemon::{self, Rooms, control};
 use lxcfs::error::{Errno, Error, Result};
 use lxcfs::files::Policy;
 use lxcfs::model::file::File;
+use lxcfs::top;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -43,6 +44,10 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Status { mountpoint, json, runtime_dir }) => {
             status(&control::socket_path(runtime_dir, mountpoint), *json)
         }
+        Some(Command::Top(arguments)) => top::run(
+            arguments,
+            &control::socket_path(&arguments.runtime_dir, &arguments.mountpoint),
+        ),
         Some(Command::Cat { pid, file, mount, runtime_dir, cpu_view }) => {
             let socket = control::socket_path(runtime_dir, mount);
             print(&page(&socket, *pid, *file, *cpu_view)?)

@@ -17,6 +17,7 @@ use crate::error::{Errno, Error, Result};
 use crate::files::{self, Policy, View};
 use crate::model::file::File;
 use crate::source::{Machine, Source};
+use crate::survey::{self, Survey};
 
 /// Everything between a request and its reply.
 #[derive(Debug)]
@@ -91,6 +92,14 @@ impl Road {
             made => made?,
         };
         Ok(made.then(|| Bytes::from(page)))
+    }
+
+    /// Every container measured, from the same sources as their pages.
+    ///
+    /// # Errors
+    /// See [`survey::take`].
+    pub fn survey(&self) -> Result<Survey> {
+        survey::take(&self.callers, &*self.source, &*self.machine)
     }
 
     fn host_page(&self, file: File) -> Result<Bytes> {

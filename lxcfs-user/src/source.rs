@@ -37,6 +37,11 @@ pub trait Source: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Time the container was kept from a CPU by its own quota since its cgroup was made, nanoseconds.
+    fn throttled_ns(&self, _: &Container) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Memory used, and the smallest limit of the container and its ancestors.
     fn memory(&self, _: &Container) -> Result<Option<Memory>> {
         Ok(None)
@@ -213,6 +218,10 @@ impl Source for Layered {
 
     fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>> {
         self.first(|source| source.bandwidth(container))
+    }
+
+    fn throttled_ns(&self, container: &Container) -> Result<Option<u64>> {
+        self.first(|source| source.throttled_ns(container))
     }
 
     fn memory(&self, container: &Container) -> Result<Option<Memory>> {

@@ -14,12 +14,13 @@ use nix::unistd::Pid;
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 16] = [
+const TOOLS: [(&str, &str); 17] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
+    ("script", "bsdutils"),
     ("lscpu", "util-linux"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),

@@ -75,18 +75,22 @@ impl Lookup<'_> {
             }
             pid = self.stat(pid)?.parent;
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let processes = rustix::fs::openat(self.0.proc(), ".", flags, Mode::empty())
-            .and_then(rustix::fs::Dir::new)
-            .map_err(|errno| error("list", "", errno))?;
-        processes
-            .flatten()
-            .filter_map(|entry| u32::try_from(parse::number(entry.file_name().to_bytes())?).ok())
+        self.processes()?
             .find(|&pid| {
                 self.namespace(pid, "pid").is_ok_and(|namespace| namespace == pid_namespace)
                     && self.own_pids(pid).is_ok_and(|pids| pids.last() == Some(&1))
             })
             .ok_or_else(|| error("find the init of", &format!("{tid}/ns/pid"), Errno::SRCH))
+    }
+
+    /// The pids of all processes.
+    pub(super) fn processes(self) -> Result<impl Iterator<Item = u32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let entries = rustix::fs::openat(self.0.proc(), ".", flags, Mode::empty())
+            .and_then(rustix::fs::Dir::new)
+            .map_err(|errno| error("list", "", errno))?;
+        let pid = |name: &std::ffi::CStr| u32::try_from(parse::number(name.to_bytes())?).ok();
+        Ok(entries.flatten().filter_map(move |entry| pid(entry.file_name())))
     }
 
     /// The init of the pid namespace above the one that `init` is the init of, if that is still below ours.

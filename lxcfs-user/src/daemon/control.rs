@@ -1,6 +1,6 @@
-//! The control socket: one request line, one answer, for `lxcfs status` and `lxcfs cat`.
+//! The control socket: one request line, one answer, for `lxcfs status`, `lxcfs top` and `lxcfs cat`.
 //!
-//! Requests are `status`, `status text` and `cat PID FILE`; an answer is `ok` or `error TEXT` on a line, and behind `ok` the bytes.
+//! Requests are `status`, `status text`, `survey` and `cat PID FILE`; an answer is `ok` or `error TEXT` on a line, and behind `ok` the bytes.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -93,6 +93,10 @@ fn answer(request: &[u8], road: &Road, status: &Status) -> Result<Vec<u8>, Strin
     match (words.next(), words.next(), words.next()) {
         (Some("status"), None, None) => {
             serde_json::to_vec(&status.now(road)).map_err(|error| error.to_string())
+        }
+        (Some("survey"), None, None) => {
+            let survey = road.survey().map_err(|error| error.to_string())?;
+            serde_json::to_vec(&survey).map_err(|error| error.to_string())
         }
         (Some("status"), Some("text"), None) => Ok(status.now(road).to_string().into_bytes()),
         (Some("cat"), Some(pid), Some(file)) => {

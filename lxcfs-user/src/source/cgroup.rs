@@ -167,6 +167,14 @@ impl Source for CgroupFiles {
         }
     }
 
+    fn throttled_ns(&self, container: &Container) -> Result<Option<u64>> {
+        match self.place(container, "cpu") {
+            Some(Place::V1(cgroup)) => v1::throttled_ns(&cgroup),
+            Some(Place::V2(cgroup)) => v2::throttled_ns(&cgroup),
+            None => Ok(None),
+        }
+    }
+
     fn memory(&self, container: &Container) -> Result<Option<Memory>> {
         match self.place(container, "memory") {
             Some(Place::V1(cgroup)) => v1::memory(&cgroup),

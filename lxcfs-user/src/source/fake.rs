@@ -13,6 +13,7 @@ pub struct FakeSource {
     pub cpu: Option<Cpu>,
     pub cpuset: Option<CpuSet>,
     pub bandwidth: Option<Bandwidth>,
+    pub throttled_ns: Option<u64>,
     pub memory: Option<Memory>,
     pub swap: Option<Swap>,
     pub io: Option<Vec<DeviceIo>>,
@@ -42,6 +43,10 @@ impl Source for FakeSource {
 
     fn bandwidth(&self, _: &Container) -> Result<Option<Bandwidth>> {
         self.supply("bandwidth", &self.bandwidth)
+    }
+
+    fn throttled_ns(&self, _: &Container) -> Result<Option<u64>> {
+        self.supply("throttled_ns", &self.throttled_ns)
     }
 
     fn memory(&self, _: &Container) -> Result<Option<Memory>> {

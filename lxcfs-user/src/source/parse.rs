@@ -50,6 +50,35 @@ pub fn flat_keyed(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
     })
 }
 
+/// The number behind `key` in a flat keyed file.
+#[must_use]
+pub fn keyed(text: &[u8], key: &[u8]) -> Option<u64> {
+    flat_keyed(text).find(|(known, _)| *known == key).map(|(_, number)| number)
+}
+
+/// A decimal fraction like `12.34` as hundredths.
+#[must_use]
+pub fn hundredths(field: &[u8]) -> Option<u64> {
+    let point = field.iter().position(|&byte| byte == b'.')?;
+    let (whole, fraction) = (number(&field[..point])?, &field[point + 1..]);
+    (fraction.len() == 2).then_some(())?;
+    whole.checked_mul(100)?.checked_add(number(fraction)?)
+}
+
+/// The three averages of `/proc/loadavg`, hundredths.
+#[must_use]
+pub fn loadavg(text: &[u8]) -> Option<[u64; 3]> {
+    let mut averages = fields(text).map_while(hundredths);
+    Some([averages.next()?, averages.next()?, averages.next()?])
+}
+
+/// `avg10` of the `some` line of a pressure file, hundredths of a percent.
+#[must_use]
+pub fn pressure_some_avg10(text: &[u8]) -> Option<u64> {
+    let some = lines(text).find(|line| line.starts_with(b"some "))?;
+    hundredths(fields(some).find_map(|field| field.strip_prefix(b"avg10="))?)
+}
+
 /// `cpu.max`: `quota period`, or `max period`. The outer `None` is a malformed file.
 #[must_use]
 pub fn cpu_max(text: &[u8]) -> Option<Option<Bandwidth>> {

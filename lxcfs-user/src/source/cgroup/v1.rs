@@ -49,6 +49,11 @@ pub(super) fn bandwidth(cgroup: &Cgroup<'_>) -> Result<Option<Bandwidth>> {
     Ok(tightest)
 }
 
+/// `throttled_time` of `cpu.stat`.
+pub(super) fn throttled_ns(cgroup: &Cgroup<'_>) -> Result<Option<u64>> {
+    cgroup.parse("cpu.stat", |text| parse::keyed(text, b"throttled_time"))
+}
+
 /// `memory.usage_in_bytes` and `memory.stat`, whose `hierarchical_memory_limit` is the minimum over all ancestors and
 /// whose `total_` lines are those of the subtree.
 pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {

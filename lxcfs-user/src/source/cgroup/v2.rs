@@ -23,6 +23,13 @@ pub(super) fn bandwidth(cgroup: &Cgroup<'_>) -> Result<Option<Bandwidth>> {
     Ok(tightest)
 }
 
+/// `throttled_usec` of `cpu.stat`. Not there, and so not supplied, where the cpu controller is not enabled.
+pub(super) fn throttled_ns(cgroup: &Cgroup<'_>) -> Result<Option<u64>> {
+    let throttled_us =
+        cgroup.parse("cpu.stat", |text| Some(parse::keyed(text, b"throttled_usec")))?;
+    Ok(throttled_us.flatten().map(|us| us.saturating_mul(1_000)))
+}
+
 /// `memory.max`, `memory.current` and `memory.stat`.
 ///
 /// Where the memory controller is not enabled for the cgroup itself, its memory is charged to the nearest ancestor
