@@ -67,6 +67,12 @@ pub(crate) struct Args {
     /// Only this part; all of them is what counts
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// Only this suite of the root tests; can be given more than once
+    #[arg(long = "suite", value_name = "NAME")]
+    suites: Vec<String>,
+    /// Only guests with this kernel: 6.1, 6.12, 6.18 or 7.3
+    #[arg(long, default_value = "all")]
+    kernel: vm::Choice,
 }
 
 /// A part of the whole.
@@ -109,7 +115,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     let mut here = Vec::new();
     if wanted(Part::Root) {
-        here = matrix::run_here(&test_binaries()?, &crate::root().join("tests"))?;
+        here = matrix::run_here(&wanted_binaries(args)?, &crate::root().join("tests"))?;
     }
     if wanted(Part::Run) {
         run_once()?;
@@ -118,7 +124,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             nothing_left()?;
         }
     }
-    let guests = if wanted(Part::Guests) { test_in_guests()? } else { Vec::new() };
+    let guests = if wanted(Part::Guests) { test_in_guests(args)? } else { Vec::new() };
     nothing_left()?;
     if here.is_empty() && guests.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -228,13 +234,13 @@ fn run_until(signal: Signal) -> Result<()> {
     Ok(())
 }
 
-fn test_in_guests() -> Result<Vec<vm::KernelReport>> {
+fn test_in_guests(args: &Args) -> Result<Vec<vm::KernelReport>> {
     let directory = crate::root().join("tests");
     let binaries = test_binaries()?;
     for name in HOST_SUITES {
         ensure!(binaries.iter().any(|(known, _)| known == name), "there is no suite {name}");
     }
-    let suites: Vec<_> = binaries
+    let suites: Vec<_> = wanted_binaries(args)?
         .into_iter()
         .filter(|(name, _)| !HOST_SUITES.contains(&name.as_str()))
         .map(|(name, binary)| vm::Suite {
@@ -255,8 +261,20 @@ fn test_in_guests() -> Result<Vec<vm::KernelReport>> {
         environment: GUEST_ENVIRONMENT.map(|(name, value)| (name.into(), value.into())).to_vec(),
         ..vm::Guest::default()
     };
-    let options = vm::Options { kernels: vm::KNOWN.to_vec(), jobs: 2, refresh: false };
+    let options = vm::Options { kernels: args.kernel.0.clone(), jobs: 2, refresh: false };
     vm::run_suites(&options, &suites, guest)
+}
+
+/// The binaries of the suites that were asked for, or of all.
+fn wanted_binaries(args: &Args) -> Result<Vec<(String, PathBuf)>> {
+    let mut binaries = test_binaries()?;
+    for name in &args.suites {
+        let names = binaries.iter().map(|(known, _)| known.as_str()).collect::<Vec<_>>().join(", ");
+        let is_known = binaries.iter().any(|(known, _)| known == name);
+        ensure!(is_known, "there is no suite {name}; there are {names}");
+    }
+    binaries.retain(|(name, _)| args.suites.is_empty() || args.suites.contains(name));
+    Ok(binaries)
 }
 
 /// The binaries of the root tests, by name.

@@ -28,11 +28,9 @@ use anyhow::Result;
 pub(crate) use apt::{Apt, unpack as unpack_deb};
 pub(crate) use ground::{Options, run};
 pub(crate) use guest::{Guest, Report, Step};
-pub(crate) use kernel::{KNOWN, Series};
+pub(crate) use kernel::{Choice, Series};
 pub(crate) use suites::{KernelReport, Suite, SuiteReport, run_suites};
 pub(crate) use table::table;
-
-use kernel::Choice;
 
 /// The command line.
 #[derive(Debug, clap::Args)]
