@@ -18,8 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use aya::programs::links::FdLink;
 use aya_log::EbpfLogger;
 use lxcfs_abi::word;
 
@@ -141,7 +141,9 @@ pub struct Accounting {
 }
 
 struct Upkeep {
-    ebpf: Ebpf,
+    _links: Vec<FdLink>,
+    /// The task iterator.
+    seed: OwnedFd,
     folder: Folder,
     notify: RingBuf<MapData>,
     messages: Option<EbpfLogger<report::ToTracing>>,
@@ -158,15 +160,16 @@ impl Accounting {
     /// Loads the programs into this kernel and counts every task in it.
     pub fn load(options: &Options) -> Result<Self, Unavailable> {
         let plan = support::plan(&probe::facts())?;
-        let load::Loaded { mut ebpf, maps, free, notify, flush, fold, clock } =
+        let load::Loaded { links, maps, free, notify, messages, seed, flush, fold, clock } =
             load::load(&plan, options)?;
-        load::start(&mut ebpf, &maps, plan.barrier)?;
+        sys::trim_memory();
+        load::start(seed.as_fd(), &maps, plan.barrier)?;
         let notifications = notify.as_fd().try_clone_to_owned().map_err(|error| {
             Unavailable::Failed { operation: "share a descriptor", source: Box::new(error) }
         })?;
         let folder = Folder { fold, free, barrier: plan.barrier };
-        let messages = report::reader(&mut ebpf);
-        let upkeep = Mutex::new(Upkeep { ebpf, folder, notify, messages, anomalies_seen: 0 });
+        let upkeep = Upkeep { _links: links, seed, folder, notify, messages, anomalies_seen: 0 };
+        let upkeep = Mutex::new(upkeep);
         Ok(Self { maps, clock, flush, notifications, flushed: AtomicU64::new(0), upkeep })
     }
 
@@ -311,7 +314,7 @@ impl Accounting {
         let reconciled = anomalies != upkeep.anomalies_seen;
         if reconciled {
             upkeep.anomalies_seen = anomalies;
-            load::walk_tasks(&mut upkeep.ebpf)?;
+            load::walk_tasks(upkeep.seed.as_fd())?;
         }
         let reaped = upkeep.folder.reap(&self.maps, &self.clock).map_err(|error| {
             Unavailable::Failed { operation: "give back slots", source: Box::new(error) }
@@ -321,7 +324,7 @@ impl Accounting {
 
     /// Compares every task with the kernel and repairs what differs: against what no counter sees.
     pub fn reconcile(&self) -> Result<(), Unavailable> {
-        load::walk_tasks(&mut self.upkeep().ebpf)
+        load::walk_tasks(self.upkeep().seed.as_fd())
     }
 
     fn upkeep(&self) -> MutexGuard<'_, Upkeep> {

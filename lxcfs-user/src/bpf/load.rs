@@ -1,16 +1,19 @@
 //! Loading and attaching, and a start without a race.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aya::programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint};
+use aya::programs::links::FdLink;
+use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
+use aya_log::EbpfLogger;
 use lxcfs_abi::EXTRA_RECORDS;
 
 use super::clock::Clock;
 use super::maps::{Maps, ctrl_word, take_free, take_notify};
+use super::report::{self, ToTracing};
 use super::support::{Barrier, Plan, TRACEPOINTS};
 use super::{Options, Unavailable, patch, sys};
 
@@ -22,17 +25,20 @@ const ON_DEMAND: [&str; 3] = ["peek", "flush", "fold"];
 
 /// Everything that came out of loading.
 pub(crate) struct Loaded {
-    /// Holds the programs and their links: dropping it detaches them.
-    pub(crate) ebpf: Ebpf,
+    /// Hold the attached programs: dropping them detaches.
+    pub(crate) links: Vec<FdLink>,
     pub(crate) maps: Maps,
     pub(crate) free: aya::maps::Stack<aya::maps::MapData, u32>,
     pub(crate) notify: aya::maps::RingBuf<aya::maps::MapData>,
+    pub(crate) messages: Option<EbpfLogger<ToTracing>>,
+    pub(crate) seed: OwnedFd,
     pub(crate) flush: OwnedFd,
     pub(crate) fold: OwnedFd,
     pub(crate) clock: Clock,
 }
 
-/// Loads and attaches all programs, behind a closed gate.
+/// Loads and attaches all programs, behind a closed gate. Only descriptors are kept: the object and the kernel's types,
+/// parsed, are twenty megabytes.
 pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable> {
     let mut object = OBJECT.to_vec();
     patch::walk_calls(&mut object, plan.walk);
@@ -58,13 +64,12 @@ pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable
     }
     let notify = take_notify(&mut ebpf).map_err(failed("open the notification ring"))?;
     let clock = set_clock(&ebpf, &maps, plan).map_err(failed("read the kernel's clock"))?;
-    for name in TRACEPOINTS {
-        let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
-        program.attach().map_err(failed("attach"))?;
-    }
-    let flush = program_fd(&ebpf, "flush").map_err(failed("open `flush`"))?;
-    let fold = program_fd(&ebpf, "fold").map_err(failed("open `fold`"))?;
-    Ok(Loaded { ebpf, maps, free, notify, flush, fold, clock })
+    let links =
+        TRACEPOINTS.into_iter().map(|name| attach(&mut ebpf, name)).collect::<Result<_, _>>()?;
+    let open = |name| program_fd(&ebpf, name).map_err(failed("open a program"));
+    let (seed, flush, fold) = (open("seed")?, open("flush")?, open("fold")?);
+    let messages = report::reader(&mut ebpf);
+    Ok(Loaded { links, maps, free, notify, messages, seed, flush, fold, clock })
 }
 
 fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailable> {
@@ -89,21 +94,22 @@ fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailab
 /// Programs return at once until the gate is open. After the barrier no program runs that saw it
 /// closed, so from there on every event is seen; the iterator then sets each word that no event has
 /// set. Whichever comes second replaces the first, and counts follow the words.
-pub(crate) fn start(ebpf: &mut Ebpf, maps: &Maps, barrier: Barrier) -> Result<(), Unavailable> {
+pub(crate) fn start(
+    seed: BorrowedFd<'_>,
+    maps: &Maps,
+    barrier: Barrier,
+) -> Result<(), Unavailable> {
     maps.enabled().store(1, Ordering::SeqCst);
     match barrier {
         Barrier::Membarrier => sys::membarrier().map_err(failed("wait for the programs"))?,
         Barrier::Sleep => std::thread::sleep(Duration::from_secs(1)),
     }
-    walk_tasks(ebpf)
+    walk_tasks(seed)
 }
 
 /// Reads the task iterator once: each task's word is compared with the kernel.
-pub(crate) fn walk_tasks(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
-    let seed: &mut Iter = program(ebpf, "seed")?;
-    let id = seed.attach().map_err(failed("attach the task iterator"))?;
-    let link = seed.take_link(id).map_err(failed("attach the task iterator"))?;
-    let mut file = link.into_file().map_err(failed("open the task iterator"))?;
+pub(crate) fn walk_tasks(seed: BorrowedFd<'_>) -> Result<(), Unavailable> {
+    let mut file = sys::iterate(seed).map_err(failed("attach the task iterator"))?;
     let mut nothing = [0; 64];
     loop {
         match file.read(&mut nothing) {
@@ -141,21 +147,28 @@ fn set_clock(ebpf: &Ebpf, maps: &Maps, plan: &Plan) -> io::Result<Clock> {
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Unavailable>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     let missing = || io::Error::new(io::ErrorKind::NotFound, name);
     let program = ebpf.program_mut(name).ok_or_else(missing).map_err(failed("find a program"))?;
     program.try_into().map_err(failed("find a program"))
 }
 
+fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<FdLink, Unavailable> {
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
+    let link = program.attach().and_then(|id| program.take_link(id));
+    link.map(FdLink::from).map_err(failed("attach"))
+}
+
 fn program_fd(ebpf: &Ebpf, name: &'static str) -> io::Result<OwnedFd> {
-    let missing = || io::Error::new(io::ErrorKind::NotFound, name);
-    let program: &RawTracePoint = ebpf
-        .program(name)
-        .ok_or_else(missing)?
-        .try_into()
-        .map_err(|error: ProgramError| io::Error::other(error))?;
-    program.fd().map_err(io::Error::other)?.as_fd().try_clone_to_owned()
+    let program =
+        ebpf.program(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, name))?;
+    let fd = match program {
+        Program::RawTracePoint(program) => program.fd(),
+        Program::Iter(program) => program.fd(),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, name)),
+    };
+    fd.map_err(io::Error::other)?.as_fd().try_clone_to_owned()
 }
 
 fn failed<E>(operation: &'static str) -> impl FnOnce(E) -> Unavailable

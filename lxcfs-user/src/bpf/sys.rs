@@ -1,11 +1,16 @@
-//! System calls that no crate of ours wraps: parts of bpf(2), and membarrier(2).
+//! System calls that no crate of ours wraps: parts of bpf(2), membarrier(2), and malloc_trim(3).
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+/// `enum bpf_attach_type`.
+const BPF_TRACE_ITER: u32 = 28;
 const BPF_F_TEST_RUN_ON_CPU: u32 = 1;
 const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
@@ -41,6 +46,35 @@ struct TestRunAttr {
     cpu: u32,
     batch_size: u32,
     padding: u32,
+}
+
+/// The beginning of `union bpf_attr` for `BPF_LINK_CREATE` and `BPF_ITER_CREATE`: a descriptor and what it is for.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttr {
+    fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// A file whose reading runs an iterator program over everything it iterates over.
+pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
+    let attach = LinkAttr { attach_type: BPF_TRACE_ITER, ..LinkAttr::default() };
+    let link = make(BPF_LINK_CREATE, program, attach)?;
+    make(BPF_ITER_CREATE, link.as_fd(), LinkAttr::default()).map(File::from)
+}
+
+fn make(command: libc::c_long, of: BorrowedFd<'_>, attr: LinkAttr) -> io::Result<OwnedFd> {
+    let attr = LinkAttr { fd: fd_word(of), ..attr };
+    // SAFETY: `attr` is of the size passed and outlives the call, which only reads it.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(&attr), size_of::<LinkAttr>())
+    };
+    check(fd)?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: both commands give a new descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Runs a raw tracepoint program with `arguments`, on `cpu` if given, and returns what it returned.
@@ -131,6 +165,15 @@ pub(crate) fn has_membarrier() -> bool {
 pub(crate) fn membarrier() -> io::Result<()> {
     // SAFETY: the command takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) })
+}
+
+/// Gives freed memory back to the kernel: the allocator would keep what parsing the kernel's types took.
+pub(crate) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers and moves nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {
