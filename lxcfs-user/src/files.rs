@@ -5,18 +5,21 @@ mod cpuinfo;
 mod diskstats;
 mod loadavg;
 mod meminfo;
+mod node_meminfo;
 mod pressure;
 mod slabinfo;
 mod stat;
 mod swaps;
 #[cfg(test)]
 mod testing;
+mod topology;
 mod uptime;
 
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
 use crate::model::cpus::{CpuSet, CpuView, Cpus};
 use crate::model::file::File;
+use crate::model::topology::{Place, Shown, Tree};
 use crate::source::{Machine, Source};
 
 /// What the operator decided about the pages.
@@ -67,6 +70,22 @@ pub fn page(file: File, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
         File::CpuOnline => cpu_online::render(&cpu_online::gather(view)?, page),
     }
     Ok(())
+}
+
+/// Appends the text of the file at `place` in one of the trees of `/sys`.
+///
+/// # Errors
+/// As for [`page`].
+pub fn sysfs(place: &Place, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
+    topology::page(view, place, page)
+}
+
+/// What the container is shown of `tree`.
+///
+/// # Errors
+/// As for [`page`].
+pub fn shown(tree: Tree, view: &View<'_>) -> Result<Shown> {
+    view.shown(tree)
 }
 
 impl View<'_> {

@@ -22,8 +22,9 @@ use self::attributes::{READ, Sizes, WRITE, Who};
 use self::handle::Handles;
 use self::sysfs::Sysfs;
 use self::tree::{Directory, Node};
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
 use crate::model::file::File;
+use crate::model::topology::{Place, Shown};
 use crate::road::Road;
 use crate::source::host::Host;
 
@@ -50,44 +51,43 @@ struct Name {
 
 impl LxcFs {
     /// A filesystem that asks `road` for its pages.
-    ///
-    /// # Errors
-    /// The host's `/sys` cannot be read by node number.
-    pub fn new(road: Arc<Road>, host: Arc<Host>) -> Result<Self> {
-        let sysfs = Sysfs::open(&host)?;
+    #[must_use]
+    pub fn new(road: Arc<Road>, host: Arc<Host>) -> Self {
+        let sysfs = Sysfs::new(Arc::clone(&host));
         let mounted = SystemTime::now();
         let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
         let handles = Handles::new(epoch.as_secs() << 32);
         let sizes = Sizes::measure(&host);
-        Ok(Self { road, host, sysfs, handles, sizes, mounted })
+        Self { road, host, sysfs, handles, sizes, mounted }
     }
 
-    fn lookup(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+    fn lookup(&self, parent: INodeNo, name: &OsStr, tid: u32) -> Result<FileAttr, Errno> {
         let node = match Node::from_number(parent).ok_or(Errno::NOENT)? {
             Node::Directory(directory) => {
-                let entries = directory.entries(self.sysfs.cpu());
+                let entries = directory.entries();
                 let found = entries.iter().find(|(known, _)| OsStr::new(known) == name);
                 found.ok_or(Errno::NOENT)?.1
             }
-            Node::Sysfs(number) => match self.file_in_sysfs(number, name) {
-                Some(file) => Node::File(file),
-                None => {
-                    let stat = self.sysfs.lookup(number, name.as_bytes())?;
-                    return Ok(self.sysfs_attributes(&stat));
-                }
-            },
+            Node::Sysfs(number) => {
+                let place = self.sysfs.place(number)?.child(name.as_bytes());
+                return self.sysfs_attributes(&place.ok_or(Errno::NOENT)?, tid, true);
+            }
             Node::File(_) => return Err(Errno::NOTDIR),
         };
-        self.attributes(node)
+        self.attributes(node, tid)
     }
 
-    /// The file of ours that takes the place of `name` in a directory of the host's.
-    fn file_in_sysfs(&self, directory: u64, name: &OsStr) -> Option<File> {
-        (directory == self.sysfs.cpu() && name == "online").then_some(File::CpuOnline)
+    /// What the thread `tid` is shown of the trees, as far as it matters for `place`.
+    fn shown(&self, place: &Place, tid: u32) -> Result<Shown, Errno> {
+        // What is at the top and no unit is there for everybody.
+        if place.unit.is_none() && !place.rest.is_empty() {
+            return Ok(Shown::default());
+        }
+        self.road.shown(place.tree, tid).map_err(|error| error.errno)
     }
 
-    fn names(&self, directory: INodeNo) -> Result<Vec<Name>, Errno> {
+    fn names(&self, directory: INodeNo, tid: u32) -> Result<Vec<Name>, Errno> {
         let node = Node::from_number(directory).ok_or(Errno::NOENT)?;
         let parent = match node {
             Node::Directory(directory) => Node::Directory(directory.parent()),
@@ -103,17 +103,19 @@ impl LxcFs {
             vec![entry(b".", node, FileType::Directory), entry(b"..", parent, FileType::Directory)];
         match node {
             Node::Directory(directory) => {
-                let entries = directory.entries(self.sysfs.cpu()).into_iter();
+                let entries = directory.entries().into_iter();
                 let there = entries.filter(|(_, node)| self.is_there(*node));
                 names.extend(
                     there.map(|(name, node)| entry(name.as_bytes(), node, tree::kind(node))),
                 );
             }
-            Node::Sysfs(number) => names.extend(self.sysfs.entries(number)?.iter().map(|found| {
-                let ours = self.file_in_sysfs(number, OsStr::from_bytes(&found.name));
-                let node = ours.map_or(Node::Sysfs(found.number), Node::File);
-                entry(&found.name, node, kind_of(found.kind))
-            })),
+            Node::Sysfs(number) => {
+                let place = self.sysfs.place(number)?;
+                let found = self.sysfs.entries(&place, &self.shown(&place, tid)?)?;
+                names.extend(found.iter().map(|found| {
+                    entry(&found.name, Node::Sysfs(found.number), kind_of(found.kind))
+                }));
+            }
             Node::File(_) => {}
         }
         Ok(names)
@@ -123,7 +125,10 @@ impl LxcFs {
     fn is_there(&self, node: Node) -> bool {
         match node {
             Node::File(file) => self.host.mode(file).is_some(),
-            Node::Directory(_) | Node::Sysfs(_) => true,
+            Node::Sysfs(number) => {
+                self.sysfs.place(number).is_ok_and(|place| self.host.tree(place.tree).is_some())
+            }
+            Node::Directory(_) => true,
         }
     }
 
@@ -148,13 +153,12 @@ impl LxcFs {
         self.handles.page(handle, offset, || match node {
             Some(Node::File(file)) => self.road.page(file, tid),
             Some(Node::Sysfs(number)) => {
-                let mut text = Vec::with_capacity(4_096);
-                let read = self.sysfs.read(number, &mut text);
-                let failed =
-                    |errno| crate::error::Error::io("read", "/sys/devices/system/cpu", errno);
-                read.map_err(failed).map(|()| Bytes::from(text))
+                let place = self.sysfs.place(number);
+                let place =
+                    place.map_err(|errno| Error::io("find", "/sys/devices/system", errno))?;
+                self.road.sysfs(&place, tid)
             }
-            _ => Err(crate::error::Error::io("read", "/", Errno::ISDIR)),
+            _ => Err(Error::io("read", "/", Errno::ISDIR)),
         })
     }
 
@@ -167,9 +171,12 @@ impl LxcFs {
         }
     }
 
-    fn target(&self, node: INodeNo) -> Result<Vec<u8>, Errno> {
+    fn target(&self, node: INodeNo, tid: u32) -> Result<Vec<u8>, Errno> {
         match Node::from_number(node) {
-            Some(Node::Sysfs(number)) => self.sysfs.target(number),
+            Some(Node::Sysfs(number)) => {
+                let place = self.sysfs.place(number)?;
+                self.sysfs.target(&place, &self.shown(&place, tid)?)
+            }
             _ => Err(Errno::INVAL),
         }
     }

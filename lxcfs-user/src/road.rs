@@ -16,8 +16,12 @@ use crate::caller::{Caller, Callers};
 use crate::error::{Errno, Error, Result};
 use crate::files::{self, Policy, View};
 use crate::model::file::File;
+use crate::model::topology::{Place, Shown, Tree};
 use crate::source::{Machine, Source};
 use crate::survey::{self, Survey};
+
+/// What the trees of `/sys` are called where fallbacks are counted.
+const TREES: &str = "sys/devices/system";
 
 /// Everything between a request and its reply.
 #[derive(Debug)]
@@ -54,26 +58,71 @@ impl Road {
     /// # Errors
     /// The reader has ended (`ESRCH`), or not even the host's file can be read.
     pub fn page(&self, file: File, tid: u32) -> Result<Bytes> {
+        let made = self.made(tid, file.path(), |view| {
+            let mut page = Vec::with_capacity(4_096);
+            files::page(file, view, &mut page).map(|()| page)
+        })?;
+        let host = || {
+            let mut page = Vec::with_capacity(4_096);
+            self.machine.read(file, &mut page).map(|()| page)
+        };
+        made.map_or_else(host, Ok).map(Bytes::from)
+    }
+
+    /// The text of the file at `place` for the thread `tid`.
+    ///
+    /// # Errors
+    /// As for [`Road::page`].
+    pub fn sysfs(&self, place: &Place, tid: u32) -> Result<Bytes> {
+        let made = self.made(tid, TREES, |view| {
+            let mut page = Vec::with_capacity(256);
+            files::sysfs(place, view, &mut page).map(|()| page)
+        })?;
+        let host = || {
+            let mut page = Vec::with_capacity(256);
+            self.machine.read_sys(&place.path(), &mut page).map(|()| page)
+        };
+        made.map_or_else(host, Ok).map(Bytes::from)
+    }
+
+    /// What the thread `tid` is shown of `tree`.
+    ///
+    /// # Errors
+    /// The reader has ended (`ESRCH`).
+    pub fn shown(&self, tree: Tree, tid: u32) -> Result<Shown> {
+        let made = self.made(tid, TREES, |view| files::shown(tree, view))?;
+        Ok(made.unwrap_or_default())
+    }
+
+    /// What `make` makes for the thread `tid`. `Ok(None)`: it is shown the host's.
+    fn made<T>(
+        &self,
+        tid: u32,
+        what: &'static str,
+        make: impl Fn(&View<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
         if self.passthrough.load(Ordering::Relaxed) {
-            return self.host_page(file);
+            return Ok(None);
         }
-        match self.container_page(file, tid) {
-            Ok(Some(page)) => Ok(page),
-            Ok(None) => self.host_page(file),
+        match self.for_container(tid, make) {
             Err(error) if error.errno == Errno::SRCH && tid != 0 => Err(error),
             Err(error) => {
-                self.fallbacks.count(file, &error);
-                self.host_page(file)
+                self.fallbacks.count(what, &error);
+                Ok(None)
             }
+            made => made,
         }
     }
 
-    /// The page of a reader in a container; `Ok(None)` for a reader on the host.
-    fn container_page(&self, file: File, tid: u32) -> Result<Option<Bytes>> {
-        let mut page = Vec::with_capacity(4_096);
-        let mut try_once = || {
+    /// What `make` makes for a reader in a container; `Ok(None)` for a reader on the host.
+    fn for_container<T>(
+        &self,
+        tid: u32,
+        make: impl Fn(&View<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let try_once = || {
             let Caller::Container(container) = self.callers.find(tid)? else {
-                return Ok(false);
+                return Ok(None);
             };
             let view = View {
                 container: &container,
@@ -81,17 +130,16 @@ impl Road {
                 machine: &*self.machine,
                 policy: &self.policy,
             };
-            files::page(file, &view, &mut page).map(|()| true)
+            make(&view).map(Some)
         };
-        let made = match try_once() {
+        match try_once() {
             // The cgroup went away under us: the container has moved, or what we knew of it is outdated. Look again.
             Err(Error { errno: Errno::NOENT | Errno::NODEV, .. }) => {
                 self.callers.forget(tid);
-                try_once()?
+                try_once()
             }
-            made => made?,
-        };
-        Ok(made.then(|| Bytes::from(page)))
+            made => made,
+        }
     }
 
     /// Every container measured, from the same sources as their pages.
@@ -100,12 +148,6 @@ impl Road {
     /// See [`survey::take`].
     pub fn survey(&self) -> Result<Survey> {
         survey::take(&self.callers, &*self.source, &*self.machine)
-    }
-
-    fn host_page(&self, file: File) -> Result<Bytes> {
-        let mut page = Vec::with_capacity(4_096);
-        self.machine.read(file, &mut page)?;
-        Ok(Bytes::from(page))
     }
 
     /// Shows everybody the host's pages, or ends it (`SIGUSR2`). Returns whether it is on now.

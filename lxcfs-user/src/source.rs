@@ -32,6 +32,11 @@ pub trait Source: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// The memory nodes it may use: the effective ones.
+    fn mems(&self, _: &Container) -> Result<Option<CpuSet>> {
+        Ok(None)
+    }
+
     /// The tightest CPU quota of the container and its ancestors. `Ok(None)` also when there is no quota.
     fn bandwidth(&self, _: &Container) -> Result<Option<Bandwidth>> {
         Ok(None)
@@ -44,6 +49,11 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// Memory used, and the smallest limit of the container and its ancestors.
     fn memory(&self, _: &Container) -> Result<Option<Memory>> {
+        Ok(None)
+    }
+
+    /// Memory used, by node.
+    fn numa(&self, _: &Container) -> Result<Option<Vec<NumaStat>>> {
         Ok(None)
     }
 
@@ -77,6 +87,8 @@ pub trait Source: Send + Sync + fmt::Debug {
 pub trait Machine: Send + Sync + fmt::Debug {
     /// Appends the host's `file`, whole, to `text`.
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()>;
+    /// Appends the file at `path` below `/`, in `/sys/devices/system`, whole, to `text`.
+    fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()>;
     /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`).
     fn boottime_ns(&self) -> u64;
     /// `USER_HZ`: the unit of the times in `/proc/stat`.
@@ -151,6 +163,23 @@ pub struct Memory {
     pub zswapped_bytes: Option<u64>,
 }
 
+/// One counter of a container's memory by node, under the name cgroup v2 has for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NumaStat {
+    /// `anon`, `file`, ...
+    pub key: String,
+    /// `(node, bytes)`.
+    pub bytes: Vec<(u32, u64)>,
+}
+
+impl NumaStat {
+    /// Bytes on `node`.
+    #[must_use]
+    pub fn on(&self, node: u32) -> u64 {
+        self.bytes.iter().find(|(known, _)| *known == node).map_or(0, |&(_, bytes)| bytes)
+    }
+}
+
 /// Swap of a container, bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swap {
@@ -216,6 +245,10 @@ impl Source for Layered {
         self.first(|source| source.cpuset(container))
     }
 
+    fn mems(&self, container: &Container) -> Result<Option<CpuSet>> {
+        self.first(|source| source.mems(container))
+    }
+
     fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>> {
         self.first(|source| source.bandwidth(container))
     }
@@ -226,6 +259,10 @@ impl Source for Layered {
 
     fn memory(&self, container: &Container) -> Result<Option<Memory>> {
         self.first(|source| source.memory(container))
+    }
+
+    fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {
+        self.first(|source| source.numa(container))
     }
 
     fn swap(&self, container: &Container) -> Result<Option<Swap>> {

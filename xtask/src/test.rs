@@ -35,9 +35,13 @@ const TOOLS: [(&str, &str); 17] = [
 ];
 
 /// What only the suites of [`HOST_SUITES`] call; a program, or a file.
-const HOST_TOOLS: [(&str, &str); 4] = [
+const HOST_TOOLS: [(&str, &str); 8] = [
     ("podman", "podman"),
     ("dockerd", "docker.io"),
+    ("java", "openjdk-17-jre-headless"),
+    ("lstopo-no-graphics", "hwloc-nox"),
+    ("node", "nodejs"),
+    ("numactl", "numactl"),
     ("pytest-3", "python3-pytest"),
     ("/usr/lib/python3/dist-packages/psutil/tests/test_linux.py", "python3-psutil"),
 ];
@@ -45,8 +49,8 @@ const HOST_TOOLS: [(&str, &str); 4] = [
 /// Suites for this machine alone. `bpf`: storms and closed forms over half a minute, which an emulator stretches to many;
 /// that the programs load and count on each kernel is what the other suites show. `engines`: podman and docker are a hundred megabytes of programs that a guest would
 /// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
-/// `psutil`: its tests give programs 5 s, too few for an emulator.
-const HOST_SUITES: [&str; 3] = ["bpf", "engines", "psutil"];
+/// `languages`: a JVM and node, likewise. `psutil`: its tests give programs 5 s, too few for an emulator.
+const HOST_SUITES: [&str; 4] = ["bpf", "engines", "languages", "psutil"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];

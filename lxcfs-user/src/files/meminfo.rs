@@ -130,12 +130,12 @@ const fn free_kib(total_kib: u64, memory: &Memory) -> u64 {
     total_kib.saturating_sub(kib(memory.usage_bytes))
 }
 
-const fn kib(bytes: u64) -> u64 {
+pub(super) const fn kib(bytes: u64) -> u64 {
     bytes / 1_024
 }
 
 /// The number of line `name` of the host's meminfo, KiB.
-fn host_kib(meminfo: &[u8], name: &[u8]) -> Option<u64> {
+pub(super) fn host_kib(meminfo: &[u8], name: &[u8]) -> Option<u64> {
     let line =
         parse::lines(meminfo).find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"))?;
     parse::number(parse::fields(line).next()?)

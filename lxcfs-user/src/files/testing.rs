@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Policy, View, page};
+use super::{Policy, View, page, sysfs};
 use crate::error::Result;
 use crate::model::container::{CgroupPaths, Container};
 use crate::model::file::File;
+use crate::model::topology::Place;
 use crate::source::fake::{FakeMachine, FakeSource};
 
 /// A container that has been up for 100 s on a machine that has been up for 1,000 s.
@@ -23,7 +24,11 @@ impl Case {
         let files = files.iter().map(|&(file, text)| (file, text.to_owned())).collect();
         Self {
             source,
-            machine: FakeMachine { files, boottime_ns: 1_000_000_000_000 },
+            machine: FakeMachine {
+                files,
+                boottime_ns: 1_000_000_000_000,
+                ..FakeMachine::default()
+            },
             policy: Policy::default(),
             container: Container {
                 init: 4711,
@@ -36,15 +41,25 @@ impl Case {
     }
 
     pub(super) fn page(&self, file: File) -> Result<String> {
-        let view = View {
+        let mut text = Vec::new();
+        page(file, &self.view(), &mut text)?;
+        Ok(String::from_utf8(text).expect("pages of ASCII hosts are ASCII"))
+    }
+
+    /// The text of a file of `/sys`.
+    pub(super) fn sysfs(&self, place: &Place) -> Result<String> {
+        let mut text = Vec::new();
+        sysfs(place, &self.view(), &mut text)?;
+        Ok(String::from_utf8(text).expect("pages of ASCII hosts are ASCII"))
+    }
+
+    const fn view(&self) -> View<'_> {
+        View {
             container: &self.container,
             source: &self.source,
             machine: &self.machine,
             policy: &self.policy,
-        };
-        let mut text = Vec::new();
-        page(file, &view, &mut text)?;
-        Ok(String::from_utf8(text).expect("pages of ASCII hosts are ASCII"))
+        }
     }
 
     /// The page must be `testdata/<name>.want`; `UPDATE_GOLDEN=1` writes it.

@@ -43,12 +43,12 @@ fn errno(errno: Errno) -> fuser::Errno {
 }
 
 fn who(request: &Request) -> Who {
-    Who { uid: request.uid(), gid: request.gid() }
+    Who { uid: request.uid(), gid: request.gid(), tid: request.pid() }
 }
 
 impl LxcFs {
-    fn reply_attributes(&self, node: INodeNo, reply: ReplyAttr) {
-        match guarded(|| self.attributes(Node::from_number(node).ok_or(Errno::NOENT)?)) {
+    fn reply_attributes(&self, node: INodeNo, tid: u32, reply: ReplyAttr) {
+        match guarded(|| self.attributes(Node::from_number(node).ok_or(Errno::NOENT)?, tid)) {
             Ok(attributes) => reply.attr(&attributes_ttl(&attributes), &attributes),
             Err(error) => reply.error(errno(error)),
         }
@@ -66,8 +66,8 @@ impl Filesystem for LxcFs {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match guarded(|| Self::lookup(self, parent, name)) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match guarded(|| Self::lookup(self, parent, name, request.pid())) {
             Ok(attributes) => {
                 let ttl = attributes_ttl(&attributes);
                 reply.entry_with_ttls(&ttl, &TTL, &attributes, Generation(0));
@@ -76,12 +76,18 @@ impl Filesystem for LxcFs {
         }
     }
 
-    fn getattr(&self, _: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
         // Asked with a handle it is not for stat(2) but for lseek(2) to the end, which procfs refuses.
         if handle.is_some() {
             return reply.error(fuser::Errno::EINVAL);
         }
-        self.reply_attributes(node, reply);
+        self.reply_attributes(node, request.pid(), reply);
     }
 
     /// Truncation and new times are accepted and mean nothing, as in procfs; owner and mode are not ours to change.
@@ -114,13 +120,13 @@ impl Filesystem for LxcFs {
             }
         });
         match checked {
-            Ok(()) => self.reply_attributes(node, reply),
+            Ok(()) => self.reply_attributes(node, request.pid(), reply),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        match guarded(|| self.target(node)) {
+    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        match guarded(|| self.target(node, request.pid())) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         }
@@ -197,15 +203,22 @@ impl Filesystem for LxcFs {
         reply.error(fuser::Errno::EINVAL);
     }
 
+    fn opendir(&self, request: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match guarded(|| self.check(node, who(request), READ)) {
+            Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        match guarded(|| self.names(node)) {
+        match guarded(|| self.names(node, request.pid())) {
             Ok(names) => {
                 let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
                 for (next, name) in (1_u64..).zip(&names).skip(skipped) {
@@ -229,7 +242,11 @@ impl Filesystem for LxcFs {
             let bits = wanted(AccessFlags::R_OK, READ) | wanted(AccessFlags::W_OK, WRITE);
             self.check(node, who(request), bits)?;
             // No file of ours can be run, not even by root; directories can be passed through by anybody.
-            if mask.contains(AccessFlags::X_OK) { self.check_passage(node) } else { Ok(()) }
+            if mask.contains(AccessFlags::X_OK) {
+                self.check_passage(node, request.pid())
+            } else {
+                Ok(())
+            }
         });
         match checked {
             Ok(()) => reply.ok(),

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use fuser::{FileAttr, FileType, INodeNo};
-use rustix::fs::Stat;
 
 use super::tree::Node;
 use super::{LxcFs, TTL};
 use crate::error::Errno;
 use crate::model::file::File;
+use crate::model::topology::Place;
 use crate::source::Machine;
 use crate::source::host::Host;
 
@@ -31,6 +31,7 @@ const PAGE_BYTES: u32 = 4_096;
 pub(super) struct Who {
     pub(super) uid: u32,
     pub(super) gid: u32,
+    pub(super) tid: u32,
 }
 
 /// The sizes stat(2) shows for the files we make.
@@ -61,23 +62,26 @@ impl Sizes {
     }
 }
 
-/// How long the kernel may keep the attributes: not at all for a file, so that it asks before it seeks to the end.
-pub(super) const fn attributes_ttl(attributes: &FileAttr) -> Duration {
-    match attributes.kind {
-        FileType::RegularFile => Duration::ZERO,
-        _ => TTL,
+/// How long the kernel may keep the attributes: not at all for a file, so that it asks before it seeks to the end, nor in
+/// the trees of `/sys`, where not every reader is shown everything.
+pub(super) fn attributes_ttl(attributes: &FileAttr) -> Duration {
+    match Node::from_number(attributes.ino) {
+        Some(Node::Directory(_)) => TTL,
+        _ => Duration::ZERO,
     }
 }
 
 impl LxcFs {
-    pub(super) fn attributes(&self, node: Node) -> Result<FileAttr, Errno> {
+    pub(super) fn attributes(&self, node: Node, tid: u32) -> Result<FileAttr, Errno> {
         let (kind, mode) = match node {
             Node::Directory(directory) => (FileType::Directory, directory.mode()),
             Node::File(file) => {
                 let mode = self.host.mode(file).ok_or(Errno::NOENT)?;
                 (FileType::RegularFile, permissions(mode))
             }
-            Node::Sysfs(number) => return Ok(self.sysfs_attributes(&self.sysfs.stat(number)?)),
+            Node::Sysfs(number) => {
+                return self.sysfs_attributes(&self.sysfs.place(number)?, tid, false);
+            }
         };
         Ok(self.attributes_of(node, kind, mode))
     }
@@ -105,8 +109,15 @@ impl LxcFs {
         }
     }
 
-    /// The host's attributes, without leave to write: through us nothing of the host can be changed.
-    pub(super) fn sysfs_attributes(&self, stat: &Stat) -> FileAttr {
+    /// The host's attributes for the thread `tid`, or, where `anybody`, for some reader. Without leave to write: through
+    /// us nothing of the host can be changed.
+    pub(super) fn sysfs_attributes(
+        &self,
+        place: &Place,
+        tid: u32,
+        anybody: bool,
+    ) -> Result<FileAttr, Errno> {
+        let stat = self.sysfs.stat(place, &self.shown(place, tid)?, anybody)?;
         let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
             rustix::fs::FileType::Directory => FileType::Directory,
             rustix::fs::FileType::Symlink => FileType::Symlink,
@@ -114,11 +125,12 @@ impl LxcFs {
         };
         let read_only =
             if kind == FileType::RegularFile { stat.st_mode & !WRITE_BITS } else { stat.st_mode };
-        FileAttr {
+        let node = Node::Sysfs(self.sysfs.number(place));
+        Ok(FileAttr {
             uid: stat.st_uid,
             gid: stat.st_gid,
-            ..self.attributes_of(Node::Sysfs(stat.st_ino), kind, permissions(read_only))
-        }
+            ..self.attributes_of(node, kind, permissions(read_only))
+        })
     }
 
     /// Whether `who` may do all of `wanted` ([`READ`], [`WRITE`]) with the node.
@@ -126,19 +138,21 @@ impl LxcFs {
     /// The host's root may do anything, as with CAP_DAC_OVERRIDE. The root of a user namespace is any user here.
     pub(super) fn check(&self, node: INodeNo, who: Who, wanted: u16) -> Result<(), Errno> {
         let node = Node::from_number(node).ok_or(Errno::NOENT)?;
-        if who.uid == 0 || may(&self.attributes(node)?, who, wanted) {
-            Ok(())
-        } else {
-            Err(Errno::ACCESS)
-        }
+        // What is not shown is not there, not even for root.
+        let attributes = match node {
+            Node::Sysfs(_) => self.attributes(node, who.tid)?,
+            _ if who.uid == 0 => return Ok(()),
+            _ => self.attributes(node, who.tid)?,
+        };
+        if who.uid == 0 || may(&attributes, who, wanted) { Ok(()) } else { Err(Errno::ACCESS) }
     }
 }
 
 impl LxcFs {
     /// Whether a path may lead through the node.
-    pub(super) fn check_passage(&self, node: INodeNo) -> Result<(), Errno> {
+    pub(super) fn check_passage(&self, node: INodeNo, tid: u32) -> Result<(), Errno> {
         let node = Node::from_number(node).ok_or(Errno::NOENT)?;
-        let is_directory = self.attributes(node)?.kind == FileType::Directory;
+        let is_directory = self.attributes(node, tid)?.kind == FileType::Directory;
         if is_directory { Ok(()) } else { Err(Errno::ACCESS) }
     }
 }
@@ -185,8 +199,8 @@ mod tests {
             blksize: 4_096,
             flags: 0,
         };
-        let (root, user) = (Who { uid: 0, gid: 0 }, Who { uid: 1000, gid: 1000 });
-        let member = Who { uid: 1000, gid: 0 };
+        let (root, user) = (Who { uid: 0, gid: 0, tid: 0 }, Who { uid: 1000, gid: 1000, tid: 0 });
+        let member = Who { uid: 1000, gid: 0, tid: 0 };
         assert!(may(&attributes(0o400), root, READ) && !may(&attributes(0o400), user, READ));
         assert!(may(&attributes(0o440), member, READ) && !may(&attributes(0o440), user, READ));
         assert!(may(&attributes(0o666), user, READ | WRITE));

@@ -1,8 +1,11 @@
-//! The host's `/sys/devices/system/cpu`, by node number, to be read only.
+//! The host's `/sys/devices/system/cpu` and `node` as a tree of nodes: which names there are, of what kind and mode.
 //!
-//! A node's number is the one sysfs itself gives it, which does not change while the node exists. sysfs cannot be opened
-//! by number, so the paths of the nodes looked up are kept; a number that is not among them, because another daemon
-//! gave it out on this mount before us, is found again by walking the tree.
+//! A node is a [`Place`], and its number is made from that alone: the tree, the unit, and a hash of the path below the
+//! unit. Paths are the same below every unit, so the few there are can be kept; a number whose path is not among them,
+//! because another daemon gave it out on this mount before us, is found again by walking the tree.
+//!
+//! Names are looked up for everybody alike, because the kernel keeps them for everybody. Whether a unit is shown is
+//! decided by each operation on what is behind the name, for the reader who asks.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -10,17 +13,26 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 
-use crate::error::{Errno, Error, Result};
-use crate::source::host::{Host, read_whole};
+use crate::error::Errno;
+use crate::model::topology::{Place, Shown, Tree};
+use crate::source::host::Host;
 
-/// The tree.
+/// The bits of a number that are a hash of the path.
+const PATH_BITS: u32 = 44;
+const PATH: u64 = (1 << PATH_BITS) - 1;
+/// The bits above, with the unit and 1 added to it.
+const UNIT: u64 = (1 << 17) - 1;
+/// The bit above these: the tree.
+const TREE_BIT: u32 = PATH_BITS + 17;
+
+/// Read by everybody.
+const READABLE: u32 = 0o004;
+
+/// Both trees.
 #[derive(Debug)]
 pub(super) struct Sysfs {
-    /// `/sys/devices/system/cpu`.
-    root: OwnedFd,
-    /// Its number.
-    cpu: u64,
-    /// The path below the root of each node looked up. No more than the tree has nodes.
+    host: Arc<Host>,
+    /// The path behind each hash. No more than a unit has files.
     paths: RwLock<HashMap<u64, Arc<[u8]>>>,
 }
 
@@ -31,159 +43,240 @@ pub(super) struct Entry {
     pub(super) kind: FileType,
 }
 
+/// The number of the top of `tree`.
+pub(super) const fn top(tree: Tree) -> u64 {
+    (tree as u64) << TREE_BIT
+}
+
 impl Sysfs {
-    /// The tree in `host`'s `/sys`.
+    pub(super) fn new(host: Arc<Host>) -> Self {
+        Self { host, paths: RwLock::default() }
+    }
+
+    /// The place of `number`.
     ///
     /// # Errors
-    /// It is not there.
-    pub(super) fn open(host: &Host) -> Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let failed =
-            |operation| move |errno| Error::io(operation, "/sys/devices/system/cpu", errno);
-        let root = rustix::fs::openat(host.sys(), "devices/system/cpu", flags, Mode::empty())
-            .map_err(failed("open"))?;
-        let cpu = rustix::fs::fstat(&root).map_err(failed("stat"))?.st_ino;
-        Ok(Self { root, cpu, paths: RwLock::default() })
+    /// There is none (`ENOENT`).
+    pub(super) fn place(&self, number: u64) -> Result<Place, Errno> {
+        let tree = Tree::ALL.into_iter().find(|&tree| tree as u64 == number >> TREE_BIT);
+        let tree = tree.ok_or(Errno::NOENT)?;
+        let unit = u32::try_from(number >> PATH_BITS & UNIT).ok().and_then(|n| n.checked_sub(1));
+        let rest = match number & PATH {
+            0 => Arc::from([]),
+            hash => self.path(tree, hash)?,
+        };
+        Ok(Place { tree, unit, rest })
     }
 
-    /// The number of `/sys/devices/system/cpu`.
-    pub(super) const fn cpu(&self) -> u64 {
-        self.cpu
+    /// The number of `place`.
+    pub(super) fn number(&self, place: &Place) -> u64 {
+        let unit = place.unit.map_or(0, |unit| u64::from(unit) + 1);
+        let hash = hash(&place.rest);
+        if hash != 0 {
+            self.remember(hash, &place.rest);
+        }
+        top(place.tree) | unit << PATH_BITS | hash
     }
 
-    pub(super) fn stat(&self, number: u64) -> Result<Stat, Errno> {
-        rustix::fs::fstat(self.open_node(number, OFlags::PATH | OFlags::NOFOLLOW)?)
+    /// What is behind `place` for a reader who is shown `shown`, or, where `anybody`, for some reader.
+    ///
+    /// # Errors
+    /// Nothing is, or nothing that everybody may read (`ENOENT`).
+    pub(super) fn stat(&self, place: &Place, shown: &Shown, anybody: bool) -> Result<Stat, Errno> {
+        let theirs = place.host_path(shown);
+        let own = || place.host_path(&Shown::default()).filter(|_| anybody);
+        let found = theirs.and_then(|path| self.stat_at(place, &path).ok());
+        found.or_else(|| self.stat_at(place, &own()?).ok()).ok_or(Errno::NOENT)
     }
 
-    pub(super) fn lookup(&self, parent: u64, name: &[u8]) -> Result<Stat, Errno> {
-        let path = join(&self.path(parent)?, name);
-        let stat = rustix::fs::statat(&self.root, path.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
-        self.remember(stat.st_ino, path);
+    fn stat_at(&self, place: &Place, path: &[u8]) -> Result<Stat, Errno> {
+        // A CPU's cpufreq is a link to its policy; the policies themselves are not served.
+        let follow = &*place.rest == b"cpufreq";
+        let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+        let (tree, path) = self.split(place.tree, path)?;
+        let stat = if place.rest.starts_with(b"cpufreq/") {
+            rustix::fs::fstat(open_beneath(tree, path, OFlags::PATH)?)?
+        } else {
+            rustix::fs::statat(tree, path, flags)?
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::RegularFile && stat.st_mode & READABLE == 0 {
+            return Err(Errno::NOENT);
+        }
         Ok(stat)
     }
 
-    pub(super) fn entries(&self, number: u64) -> Result<Vec<Entry>, Errno> {
-        list(self.open_node(number, OFlags::RDONLY | OFlags::DIRECTORY)?)
-    }
-
-    /// The target of a symbolic link.
-    pub(super) fn target(&self, number: u64) -> Result<Vec<u8>, Errno> {
-        let link = self.open_node(number, OFlags::PATH | OFlags::NOFOLLOW)?;
-        Ok(rustix::fs::readlinkat(link, c"", Vec::new())?.into_bytes())
-    }
-
-    /// Appends the content of a file to `text`.
-    pub(super) fn read(&self, number: u64, text: &mut Vec<u8>) -> Result<(), Errno> {
-        read_whole(&self.open_node(number, OFlags::RDONLY)?, text)
-    }
-
-    fn open_node(&self, number: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
-        open_beneath(&self.root, &self.path(number)?, flags)
-    }
-
-    fn path(&self, number: u64) -> Result<Arc<[u8]>, Errno> {
-        if number == self.cpu {
-            return Ok(Arc::from(&b"."[..]));
+    /// The names in the directory at `place`.
+    pub(super) fn entries(&self, place: &Place, shown: &Shown) -> Result<Vec<Entry>, Errno> {
+        let path = place.host_path(shown).ok_or(Errno::NOENT)?;
+        let mut entries = Vec::new();
+        for (name, kind) in self.list(place.tree, &path)? {
+            let Some(child) = self.child_shown(place, &name, shown) else { continue };
+            let name = child.path().into_bytes();
+            let name = name.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_owned();
+            let is_cpufreq = kind == FileType::Symlink && &*child.rest == b"cpufreq";
+            let kind = if is_cpufreq { FileType::Directory } else { kind };
+            // Also where only root may read it, it is not there.
+            if kind != FileType::RegularFile || self.stat(&child, shown, false).is_ok() {
+                entries.push(Entry { name, number: self.number(&child), kind });
+            }
         }
-        let known = self.paths.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned();
-        match known {
-            Some(path) => Ok(path),
-            None => self.find(number),
+        let units = shown.units(place.tree).filter(|_| *place == Place::top(place.tree));
+        for unit in units.iter().flat_map(|units| units.iter()) {
+            let name = format!("{}{unit}", place.tree.name()).into_bytes();
+            if let Some(child) = place.child(&name) {
+                entries.push(Entry {
+                    name,
+                    number: self.number(&child),
+                    kind: FileType::Directory,
+                });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The place that the host's `name` in the directory `place` is shown as.
+    fn child_shown(&self, place: &Place, name: &[u8], shown: &Shown) -> Option<Place> {
+        let child = place.child(name)?;
+        if child.unit != place.unit {
+            // A unit: listed by what is shown, where not all are.
+            return shown.units(place.tree).is_none().then_some(child);
+        }
+        match child.link() {
+            None => Some(child),
+            Some(host) => {
+                let other = if place.tree == Tree::Cpu { Tree::Node } else { Tree::Cpu };
+                place.child(format!("{}{}", other.name(), shown.shown(other, host)?).as_bytes())
+            }
         }
     }
 
-    /// Walks the tree for `number`.
-    fn find(&self, number: u64) -> Result<Arc<[u8]>, Errno> {
-        let mut directories = vec![b".".to_vec()];
+    /// The target of the link at `place`.
+    pub(super) fn target(&self, place: &Place, shown: &Shown) -> Result<Vec<u8>, Errno> {
+        if let Some(target) = place.link_target() {
+            return self.stat(place, shown, false).map(|_| target.into_bytes());
+        }
+        let path = place.host_path(shown).ok_or(Errno::NOENT)?;
+        let (tree, path) = self.split(place.tree, &path)?;
+        Ok(rustix::fs::readlinkat(tree, path, Vec::new())?.into_bytes())
+    }
+
+    /// The descriptor of `tree`, and what of `path` is below it.
+    fn split<'a>(&self, tree: Tree, path: &'a [u8]) -> Result<(&OwnedFd, &'a [u8]), Errno> {
+        let below = path.strip_prefix(tree.name().as_bytes()).unwrap_or(path);
+        let below = below.strip_prefix(b"/").unwrap_or(below);
+        let directory = self.host.tree(tree).ok_or(Errno::NOENT)?;
+        Ok((directory, if below.is_empty() { b"." } else { below }))
+    }
+
+    fn list(&self, tree: Tree, path: &[u8]) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
+        let (directory, path) = self.split(tree, path)?;
+        let directory = open_beneath(directory, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let entries = rustix::fs::Dir::new(directory)?.map(|entry| {
+            let entry = entry?;
+            Ok((entry.file_name().to_bytes().to_owned(), entry.file_type()))
+        });
+        entries.collect()
+    }
+
+    fn path(&self, tree: Tree, hash: u64) -> Result<Arc<[u8]>, Errno> {
+        let known = self.paths.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned();
+        known.or_else(|| self.find(tree, hash)).ok_or(Errno::NOENT)
+    }
+
+    /// Walks the tree for the path with that hash.
+    fn find(&self, tree: Tree, wanted: u64) -> Option<Arc<[u8]>> {
+        let everything = Shown::default();
+        let mut directories = vec![Place::top(tree)];
         while let Some(directory) = directories.pop() {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             // CPUs come and go while we walk.
-            let Ok(entries) = open_beneath(&self.root, &directory, flags).and_then(list) else {
-                continue;
-            };
-            for entry in entries {
-                let path = join(&directory, &entry.name);
-                if entry.number == number {
-                    return Ok(self.remember(number, path));
+            for entry in self.entries(&directory, &everything).unwrap_or_default() {
+                let Some(child) = directory.child(&entry.name) else { continue };
+                if hash(&child.rest) == wanted {
+                    return Some(child.rest);
                 }
                 if entry.kind == FileType::Directory {
-                    directories.push(path);
+                    directories.push(child);
                 }
             }
         }
-        Err(Errno::NOENT)
+        None
     }
 
-    fn remember(&self, number: u64, path: Vec<u8>) -> Arc<[u8]> {
-        let path: Arc<[u8]> = Arc::from(path);
-        let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
-        paths.insert(number, Arc::clone(&path));
-        path
-    }
-}
-
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    [directory, b"/", name].concat()
-}
-
-/// Opens `path` below `root`: whatever the path says, nothing outside the tree is reached, and no link is followed.
-fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let no_links = if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) {
-        ResolveFlags::empty()
-    } else {
-        ResolveFlags::NO_SYMLINKS
-    };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | no_links;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-fn list(directory: OwnedFd) -> Result<Vec<Entry>, Errno> {
-    let mut entries = Vec::new();
-    for entry in rustix::fs::Dir::new(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            let (number, kind) = (entry.ino(), entry.file_type());
-            entries.push(Entry { name: name.to_owned(), number, kind });
+    fn remember(&self, hash: u64, path: &Arc<[u8]>) {
+        let known = self.paths.read().unwrap_or_else(PoisonError::into_inner).contains_key(&hash);
+        if !known {
+            let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
+            paths.insert(hash, Arc::clone(path));
         }
     }
-    Ok(entries)
+}
+
+/// FNV-1a, folded. 0 is the empty path's alone.
+fn hash(path: &[u8]) -> u64 {
+    if path.is_empty() {
+        return 0;
+    }
+    let hash = path.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    ((hash >> PATH_BITS) ^ hash) & PATH | 1
+}
+
+/// Opens `path` below `tree`: whatever the path says, nothing outside the tree is reached.
+fn open_beneath(tree: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(tree, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::cpus::{CpuSet, CpuView, Cpus};
 
     fn sysfs() -> Sysfs {
-        Sysfs::open(&Host::open().unwrap()).unwrap()
+        Sysfs::new(Arc::new(Host::open().unwrap()))
+    }
+
+    fn place(path: &str) -> Place {
+        let parts = path.split('/');
+        parts.fold(Place::top(Tree::Cpu), |place, name| place.child(name.as_bytes()).unwrap())
+    }
+
+    fn names(sysfs: &Sysfs, place: &Place, shown: &Shown) -> Vec<String> {
+        let entries = sysfs.entries(place, shown).unwrap().into_iter();
+        entries.map(|entry| String::from_utf8(entry.name).unwrap()).collect()
     }
 
     #[test]
-    fn the_tree_reads_as_the_hosts_does() {
+    fn a_reader_finds_the_units_shown_and_no_other() {
         let sysfs = sysfs();
-        let stat = sysfs.lookup(sysfs.cpu(), b"possible").unwrap();
-        let mut text = Vec::new();
-        sysfs.read(stat.st_ino, &mut text).unwrap();
-        assert_eq!(text, std::fs::read("/sys/devices/system/cpu/possible").unwrap());
-        let names: Vec<_> =
-            sysfs.entries(sysfs.cpu()).unwrap().into_iter().map(|e| e.name).collect();
-        assert!(names.contains(&b"cpu0".to_vec()));
-        let cpu0 = sysfs.lookup(sysfs.cpu(), b"cpu0").unwrap();
-        let link = sysfs.lookup(cpu0.st_ino, b"subsystem").unwrap();
-        assert_eq!(sysfs.target(link.st_ino).unwrap(), b"../../../../bus/cpu");
-        assert_eq!(sysfs.read(link.st_ino, &mut text), Err(Errno::LOOP));
-        assert_eq!(sysfs.lookup(sysfs.cpu(), b"nothing").unwrap_err(), Errno::NOENT);
+        let one = CpuSet::parse(b"1").unwrap();
+        let cpus = Cpus::decide(CpuView::Cpuset, &CpuSet::parse(b"0-1").unwrap(), Some(&one), None);
+        let shown = Shown { cpus: Some(cpus), nodes: None };
+        let top = Place::top(Tree::Cpu);
+        let found = names(&sysfs, &top, &shown);
+        let units: Vec<_> =
+            found.iter().filter(|name| Tree::Cpu.unit(name.as_bytes()).is_some()).collect();
+        assert_eq!(units, ["cpu1"]);
+        assert!(names(&sysfs, &top, &Shown::default()).contains(&"cpu0".to_owned()));
+        let core = place("cpu0/topology/core_id");
+        assert_eq!(sysfs.stat(&core, &shown, false).unwrap_err(), Errno::NOENT);
+        assert!(sysfs.stat(&core, &shown, true).is_ok());
+        assert!(sysfs.stat(&place("cpu1/topology/core_id"), &shown, false).is_ok());
+        let link = place("cpu1/subsystem");
+        assert_eq!(sysfs.target(&link, &shown).unwrap(), b"../../../../bus/cpu");
     }
 
     #[test]
     fn a_number_given_out_by_another_daemon_is_found_again() {
-        let before = sysfs();
-        let cpu0 = before.lookup(before.cpu(), b"cpu0").unwrap().st_ino;
-        let topology = before.lookup(cpu0, b"topology").unwrap().st_ino;
-        let core = before.lookup(topology, b"core_id").unwrap().st_ino;
-        let mut text = Vec::new();
-        sysfs().read(core, &mut text).unwrap();
-        assert_eq!(text, std::fs::read("/sys/devices/system/cpu/cpu0/topology/core_id").unwrap());
-        assert_eq!(sysfs().stat(u64::MAX).unwrap_err(), Errno::NOENT);
+        for path in ["cpu0/topology/core_id", "cpu1", "possible", "cpu1/subsystem"] {
+            let place = place(path);
+            let number = sysfs().number(&place);
+            assert_eq!(sysfs().place(number).unwrap(), place, "{path}");
+        }
+        assert_eq!(sysfs().place(top(Tree::Node)).unwrap(), Place::top(Tree::Node));
+        assert_eq!(sysfs().place(u64::MAX).unwrap_err(), Errno::NOENT);
+        assert_eq!(sysfs().place(3).unwrap_err(), Errno::NOENT);
     }
 }

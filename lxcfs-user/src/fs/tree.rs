@@ -1,13 +1,15 @@
 //! The tree: which names there are and which node each is. Lookup and listing both read it.
 //!
-//! Node numbers are part of what must not change while a mount lives: constants for what we make, and the kernel's own
-//! numbers for what `/sys` has. Nothing has to be remembered for a node, so there is nothing to lose or to leak.
+//! Node numbers are part of what must not change while a mount lives: constants for what we make, and numbers made from
+//! the path for what `/sys` has. Nothing has to be remembered for a node, so there is nothing to lose or to leak.
 
 use fuser::{FileType, INodeNo};
 
+use super::sysfs;
 use crate::model::file::{File, Resource};
+use crate::model::topology::Tree;
 
-/// A node number with this bit is a node of the host's `/sys`; the other bits are its number there.
+/// A node number with this bit is a node of the host's `/sys`; [`sysfs`] makes the other bits.
 const SYSFS: u64 = 1 << 62;
 
 /// The numbers of the files we make start here, in the order of [`File::ALL`].
@@ -20,7 +22,7 @@ pub(super) enum Node {
     Directory(Directory),
     /// A file we make.
     File(File),
-    /// Something below the host's `/sys/devices/system/cpu`, by its number there.
+    /// Something in one of the trees of the host's `/sys`.
     Sysfs(u64),
 }
 
@@ -101,8 +103,8 @@ impl Directory {
         matches!(self, Self::Proc | Self::Pressure)
     }
 
-    /// What is in it. `cpu` is the number of `/sys/devices/system/cpu` on the host.
-    pub(super) fn entries(self, cpu: u64) -> Vec<(&'static str, Node)> {
+    /// What is in it.
+    pub(super) fn entries(self) -> Vec<(&'static str, Node)> {
         let directory = |name, directory| (name, Node::Directory(directory));
         match self {
             Self::Root => vec![directory("proc", Self::Proc), directory("sys", Self::Sys)],
@@ -121,7 +123,9 @@ impl Directory {
                 .to_vec(),
             Self::Sys => vec![directory("devices", Self::Devices)],
             Self::Devices => vec![directory("system", Self::System)],
-            Self::System => vec![("cpu", Node::Sysfs(cpu))],
+            Self::System => {
+                Tree::ALL.map(|tree| (tree.name(), Node::Sysfs(sysfs::top(tree)))).to_vec()
+            }
         }
     }
 }
@@ -160,7 +164,7 @@ mod tests {
         let mut found = Vec::new();
         let mut directories = vec![(Directory::Root, String::new())];
         while let Some((directory, path)) = directories.pop() {
-            for (name, node) in directory.entries(1) {
+            for (name, node) in directory.entries() {
                 let path = format!("{path}{name}");
                 match node {
                     Node::Directory(below) => directories.push((below, format!("{path}/"))),
@@ -168,7 +172,7 @@ mod tests {
                         assert_eq!(file.path(), path);
                         found.push(file);
                     }
-                    Node::Sysfs(_) => assert_eq!(path, "sys/devices/system/cpu"),
+                    Node::Sysfs(_) => assert!(path.starts_with("sys/devices/system/"), "{path}"),
                 }
             }
         }

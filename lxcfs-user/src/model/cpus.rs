@@ -199,6 +199,12 @@ impl Cpus {
         self.iter().find(|&(_, host)| host == cpu).map(|(shown, _)| shown)
     }
 
+    /// The host's CPU behind the number `shown`, if it is shown.
+    #[must_use]
+    pub fn host(&self, shown: u32) -> Option<u32> {
+        self.iter().find(|&(number, _)| number == shown).map(|(_, host)| host)
+    }
+
     /// The numbers shown, as a set.
     #[must_use]
     pub fn set(&self) -> CpuSet {

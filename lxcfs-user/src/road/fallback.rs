@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
-use crate::model::file::File;
 
 /// Causes are few: a file, an operation and an errno. The path of the first is kept as an example.
 #[derive(Debug, Default)]
@@ -25,12 +24,12 @@ pub struct Fallback {
 
 impl Fallbacks {
     /// A page of `file` was the host's because of `error`.
-    pub fn count(&self, file: File, error: &Error) {
-        let key = (file.path(), error.operation, error.errno.raw_os_error());
+    pub fn count(&self, file: &'static str, error: &Error) {
+        let key = (file, error.operation, error.errno.raw_os_error());
         let is_new = {
             let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
             let fallback = causes.entry(key).or_insert_with(|| Fallback {
-                file: file.path(),
+                file,
                 first: error.to_string(),
                 pages: 0,
             });
@@ -38,7 +37,7 @@ impl Fallbacks {
             fallback.pages == 1
         };
         if is_new {
-            tracing::warn!("{}: host values are served, because: {error}", file.path());
+            tracing::warn!("{file}: host values are served, because: {error}");
         }
     }
 
@@ -58,9 +57,9 @@ mod tests {
     fn one_cause_for_many_containers() {
         let fallbacks = Fallbacks::default();
         for path in ["/a", "/b"] {
-            fallbacks.count(File::Stat, &Error::io("read", path, Errno::ACCESS));
+            fallbacks.count("proc/stat", &Error::io("read", path, Errno::ACCESS));
         }
-        fallbacks.count(File::Stat, &Error::io("read", "/a", Errno::NODATA));
+        fallbacks.count("proc/stat", &Error::io("read", "/a", Errno::NODATA));
         let list = fallbacks.list();
         assert_eq!(list.len(), 2);
         let denied = list.iter().find(|fallback| fallback.first.contains("denied")).unwrap();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use self::hierarchy::{Cgroup, Hierarchies};
 use super::host::Host;
-use super::{Cpu, DeviceIo, Load, Memory, Source, Swap, tasks};
+use super::{Cpu, DeviceIo, Load, Memory, NumaStat, Source, Swap, tasks};
 use crate::error::Result;
 use crate::model::container::Container;
 use crate::model::cpus::{Bandwidth, CpuSet};
@@ -159,6 +159,14 @@ impl Source for CgroupFiles {
         }
     }
 
+    fn mems(&self, container: &Container) -> Result<Option<CpuSet>> {
+        match self.place(container, "cpuset") {
+            Some(Place::V1(cgroup)) => hierarchy::nearest_list(&cgroup, "cpuset.effective_mems"),
+            Some(Place::V2(cgroup)) => hierarchy::nearest_list(&cgroup, "cpuset.mems.effective"),
+            None => Ok(None),
+        }
+    }
+
     fn bandwidth(&self, container: &Container) -> Result<Option<Bandwidth>> {
         match self.place(container, "cpu") {
             Some(Place::V1(cgroup)) => v1::bandwidth(&cgroup),
@@ -179,6 +187,14 @@ impl Source for CgroupFiles {
         match self.place(container, "memory") {
             Some(Place::V1(cgroup)) => v1::memory(&cgroup),
             Some(Place::V2(cgroup)) => v2::memory(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {
+        match self.place(container, "memory") {
+            Some(Place::V1(cgroup)) => v1::numa(&cgroup),
+            Some(Place::V2(cgroup)) => v2::numa(&cgroup),
             None => Ok(None),
         }
     }

@@ -1,6 +1,6 @@
 //! A [`Source`] and a [`Machine`] from struct literals, for tests of everything that reads from one.
 
-use super::{Cpu, DeviceIo, Load, Machine, Memory, Source, Swap};
+use super::{Cpu, DeviceIo, Load, Machine, Memory, NumaStat, Source, Swap};
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
 use crate::model::cpus::{Bandwidth, CpuSet};
@@ -12,9 +12,11 @@ use crate::model::file::{File, Resource};
 pub struct FakeSource {
     pub cpu: Option<Cpu>,
     pub cpuset: Option<CpuSet>,
+    pub mems: Option<CpuSet>,
     pub bandwidth: Option<Bandwidth>,
     pub throttled_ns: Option<u64>,
     pub memory: Option<Memory>,
+    pub numa: Option<Vec<NumaStat>>,
     pub swap: Option<Swap>,
     pub io: Option<Vec<DeviceIo>>,
     pub load: Option<Load>,
@@ -41,6 +43,10 @@ impl Source for FakeSource {
         self.supply("cpuset", &self.cpuset)
     }
 
+    fn mems(&self, _: &Container) -> Result<Option<CpuSet>> {
+        self.supply("mems", &self.mems)
+    }
+
     fn bandwidth(&self, _: &Container) -> Result<Option<Bandwidth>> {
         self.supply("bandwidth", &self.bandwidth)
     }
@@ -51,6 +57,10 @@ impl Source for FakeSource {
 
     fn memory(&self, _: &Container) -> Result<Option<Memory>> {
         self.supply("memory", &self.memory)
+    }
+
+    fn numa(&self, _: &Container) -> Result<Option<Vec<NumaStat>>> {
+        self.supply("numa", &self.numa)
     }
 
     fn swap(&self, _: &Container) -> Result<Option<Swap>> {
@@ -76,6 +86,8 @@ impl Source for FakeSource {
 #[allow(missing_docs, reason = "each field is what the trait's method of its name returns")]
 pub struct FakeMachine {
     pub files: Vec<(File, String)>,
+    /// What is read by path.
+    pub sys: Vec<(String, String)>,
     pub boottime_ns: u64,
 }
 
@@ -87,6 +99,16 @@ impl Machine for FakeMachine {
                 Ok(())
             }
             None => Err(Error::io("read", file.path(), Errno::NOENT)),
+        }
+    }
+
+    fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
+        match self.sys.iter().find(|(known, _)| known == path) {
+            Some((_, content)) => {
+                text.extend_from_slice(content.as_bytes());
+                Ok(())
+            }
+            None => Err(Error::io("read", path, Errno::NOENT)),
         }
     }
 

@@ -6,13 +6,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::time::ClockId;
 
 use super::Machine;
 use crate::error::{Errno, Error, Result};
 use crate::model::file::File;
+use crate::model::topology::Tree;
 
 /// The host's files by descriptor.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Host {
     proc: OwnedFd,
     /// A `/sys` likewise.
     sys: OwnedFd,
+    /// The directories of `/sys/devices/system`, in the order of [`Tree::ALL`].
+    trees: [Option<OwnedFd>; Tree::ALL.len()],
     /// Kept descriptors in the order of [`File::ALL`]; `Err` is why the machine has no such file.
     files: Vec<Result<OwnedFd, Errno>>,
 }
@@ -33,8 +36,15 @@ impl Host {
     pub fn open() -> Result<Self> {
         let proc = open_tree("proc", "/proc")?;
         let sys = open_tree("sysfs", "/sys")?;
-        let files = File::ALL.iter().map(|&file| open_file(&proc, &sys, file)).collect();
-        Ok(Self { proc, sys, files })
+        let files = File::ALL
+            .iter()
+            .map(|&file| open_usual(&proc, &sys, file.path(), OFlags::RDONLY))
+            .collect();
+        let trees = Tree::ALL.map(|tree| {
+            let path = format!("sys/devices/system/{}", tree.name());
+            open_usual(&proc, &sys, &path, OFlags::PATH | OFlags::DIRECTORY).ok()
+        });
+        Ok(Self { proc, sys, trees, files })
     }
 
     /// The host's `/proc`, for looking up processes.
@@ -47,6 +57,12 @@ impl Host {
     #[must_use]
     pub const fn sys(&self) -> &OwnedFd {
         &self.sys
+    }
+
+    /// The directory `/sys/devices/system/cpu` or `node`; `None` where the machine has none.
+    #[must_use]
+    pub fn tree(&self, tree: Tree) -> Option<&OwnedFd> {
+        self.trees.get(tree as usize)?.as_ref()
     }
 
     /// The permissions of the host's `file`; `None` where this machine has no such file.
@@ -74,6 +90,23 @@ impl Machine for Host {
             Err(errno) => Err(*errno),
         };
         read.map_err(|errno| Error::io("read", full_path(file), errno))
+    }
+
+    fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
+        let below = Tree::ALL.into_iter().find_map(|tree| {
+            let below = path.strip_prefix("sys/devices/system/")?.strip_prefix(tree.name())?;
+            Some((self.tree(tree)?, below.strip_prefix('/')?))
+        });
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        // A CPU's cpufreq is a link to its policy, in the same tree.
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        below
+            .ok_or(Errno::NOENT)
+            .and_then(|(tree, below)| {
+                rustix::fs::openat2(tree, below, flags, Mode::empty(), resolve)
+            })
+            .and_then(|fd| read_whole(&fd, text))
+            .map_err(|errno| Error::io("read", format!("/{path}"), errno))
     }
 
     fn boottime_ns(&self) -> u64 {
@@ -121,17 +154,17 @@ fn open_tree(kind: &str, path: &str) -> Result<OwnedFd> {
         .map_err(|errno| Error::io("open", path, errno))
 }
 
-/// Opens a host file to keep.
+/// Opens a host file or directory to keep; `path` is below `/`.
 ///
-/// What `/proc` shows at its usual place wins if another filesystem is mounted there: in a container that is the outer
-/// lxcfs, whose view is the machine we live on.
-fn open_file(proc: &OwnedFd, sys: &OwnedFd, file: File) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let (tree, below) = match file.path().strip_prefix("proc/") {
+/// What is at its usual place wins if another filesystem is mounted there: in a container that is the outer lxcfs,
+/// whose view is the machine we live on.
+fn open_usual(proc: &OwnedFd, sys: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC;
+    let (tree, below) = match path.strip_prefix("proc/") {
         Some(below) => (proc, below),
-        None => (sys, file.path().trim_start_matches("sys/")),
+        None => (sys, path.trim_start_matches("sys/")),
     };
-    if let Ok(fd) = rustix::fs::open(full_path(file), flags, Mode::empty()) {
+    if let Ok(fd) = rustix::fs::open(format!("/{path}"), flags, Mode::empty()) {
         let kind = rustix::fs::fstatfs(&fd)?.f_type;
         if kind != rustix::fs::fstatfs(tree)?.f_type {
             return Ok(fd);

@@ -4,7 +4,7 @@
 
 use crate::model::cpus::Bandwidth;
 use crate::model::monotonic::CpuTimes;
-use crate::source::DeviceIo;
+use crate::source::{DeviceIo, NumaStat};
 
 /// An unsigned decimal number. More than 64 bits saturate; a sign or any other character is no number.
 #[must_use]
@@ -189,6 +189,23 @@ pub fn blkio(text: &[u8]) -> impl Iterator<Item = ((u32, u32), &[u8], u64)> {
     })
 }
 
+/// `memory.numa_stat`: a `key N0=1 N1=2` on each line, which v1 begins with `key=3`.
+#[must_use]
+pub fn numa_stat(text: &[u8]) -> Vec<NumaStat> {
+    let node = |field: &[u8]| {
+        let equals = field.iter().position(|&byte| byte == b'=')?;
+        let node = number(field[..equals].strip_prefix(b"N")?)?.try_into().ok()?;
+        Some((node, number(&field[equals + 1..])?))
+    };
+    let line = |line| {
+        let mut fields = fields(line);
+        let key = fields.next()?.split(|&byte| byte == b'=').next()?;
+        let key = String::from_utf8(key.to_owned()).ok()?;
+        Some(NumaStat { key, bytes: fields.filter_map(node).collect() })
+    };
+    lines(text).filter_map(line).collect()
+}
+
 /// What we need of `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PidStat {
@@ -291,12 +308,20 @@ mod tests {
         assert_eq!(status_numbers(text, b"NStgid"), None);
     }
 
+    #[test]
+    fn memory_by_node() {
+        let stat = numa_stat(b"hierarchical_anon=3 N0=1 N1=2\nfile N0=4096 N1=x N2=7\n\n");
+        assert_eq!((&*stat[0].key, stat[0].on(0), stat[0].on(1)), ("hierarchical_anon", 1, 2));
+        assert_eq!((&*stat[1].key, stat[1].on(0), stat[1].on(1)), ("file", 4096, 0));
+        assert_eq!((stat[1].on(2), stat.len()), (7, 2));
+    }
+
     proptest! {
         #[test]
         fn nothing_panics_on_garbage(text in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text), cpuacct_usage_percpu(&text));
             let _ = (io_stat(&text), blkio(&text).count(), pid_stat(&text), flat_keyed(&text).count());
-            let _ = (status_numbers(&text, b"NSpid"), device(&text));
+            let _ = (status_numbers(&text, b"NSpid"), device(&text), numa_stat(&text));
         }
     }
 }

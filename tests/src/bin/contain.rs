@@ -20,8 +20,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, setgid, setgroups, setuid};
 
-/// The files a container gets: those LXCFS's LXC hook and its README bind.
-const FILES: [&str; 10] = [
+/// The files a container gets: those LXCFS's LXC hook and its README bind, and the memory nodes.
+const FILES: [&str; 11] = [
     "proc/cpuinfo",
     "proc/diskstats",
     "proc/loadavg",
@@ -32,6 +32,7 @@ const FILES: [&str; 10] = [
     "proc/uptime",
     "proc/pressure",
     "sys/devices/system/cpu",
+    "sys/devices/system/node",
 ];
 
 /// The first id of the user namespace, and how many it has.

@@ -4,7 +4,7 @@ use super::hierarchy::Cgroup;
 use crate::error::Result;
 use crate::model::cpus::Bandwidth;
 use crate::model::monotonic::CpuTimes;
-use crate::source::{Cpu, DeviceIo, Memory, Swap, parse};
+use crate::source::{Cpu, DeviceIo, Memory, NumaStat, Swap, parse};
 
 /// Above this a limit means "none": the kernel prints the largest page counter, rounded to its page size.
 const UNLIMITED_BYTES: u64 = 1 << 62;
@@ -89,6 +89,20 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
             _ => {}
         }
     }
+}
+
+/// `memory.numa_stat`: pages on the lists of each node. The `hierarchical_` lines are those of the subtree.
+pub(super) fn numa(cgroup: &Cgroup<'_>) -> Result<Option<Vec<NumaStat>>> {
+    let page_bytes = rustix::param::page_size() as u64;
+    let parse = |text: &[u8]| {
+        let own = parse::numa_stat(text).into_iter().filter_map(|stat| {
+            let key = stat.key.strip_prefix("hierarchical_")?.to_owned();
+            let bytes = stat.bytes.iter().map(|&(node, n)| (node, n.saturating_mul(page_bytes)));
+            Some(NumaStat { key, bytes: bytes.collect() })
+        });
+        Some(own.collect())
+    };
+    cgroup.parse("memory.numa_stat", parse)
 }
 
 /// Memory and swap are limited together (`memsw`): what the limit leaves beyond memory is the swap. Not supplied where

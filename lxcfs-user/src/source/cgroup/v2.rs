@@ -4,7 +4,7 @@ use super::hierarchy::Cgroup;
 use crate::error::{Errno, Result};
 use crate::model::cpus::Bandwidth;
 use crate::model::file::Resource;
-use crate::source::{Cpu, DeviceIo, Memory, Swap, parse};
+use crate::source::{Cpu, DeviceIo, Memory, NumaStat, Swap, parse};
 
 /// `cpu.stat`: there in every cgroup, whether or not the cpu controller is enabled. No per-CPU numbers.
 pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
@@ -81,6 +81,17 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
             _ => {}
         }
     }
+}
+
+/// `memory.numa_stat` (5.10), of the nearest level that has it.
+pub(super) fn numa(cgroup: &Cgroup<'_>) -> Result<Option<Vec<NumaStat>>> {
+    for level in cgroup.ancestry() {
+        let stat = level.parse("memory.numa_stat", |text| Some(parse::numa_stat(text)))?;
+        if stat.is_some() {
+            return Ok(stat);
+        }
+    }
+    Ok(None)
 }
 
 /// `memory.swap.max` and `memory.swap.current`. Not supplied where the kernel does not account swap.
