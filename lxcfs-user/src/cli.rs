@@ -68,6 +68,9 @@ pub struct Serve {
     /// Show no zswap
     #[arg(long)]
     pub disable_zswap: bool,
+    /// Answer EIO where a container's own values cannot be had, instead of showing it the host's
+    #[arg(long)]
+    pub strict: bool,
     /// Threads that answer requests
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,

@@ -87,6 +87,7 @@ pub fn serve(arguments: &Serve) -> Result<()> {
         cpu_view: if arguments.enable_cfs { CpuView::Quota } else { arguments.cpu_view.into() },
         swap: !arguments.disable_swap,
         zswap: !arguments.disable_zswap,
+        strict: arguments.strict,
     };
     raise_descriptor_limit();
     // A huge page for each thread's few kilobytes of heap: 3 times the memory on kernels that make them unasked.

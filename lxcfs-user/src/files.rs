@@ -31,11 +31,13 @@ pub struct Policy {
     pub swap: bool,
     /// Whether zswap is shown (`--disable-zswap`).
     pub zswap: bool,
+    /// Whether a reader is refused where the container's values cannot be had (`--strict`).
+    pub strict: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { cpu_view: CpuView::default(), swap: true, zswap: true }
+        Self { cpu_view: CpuView::default(), swap: true, zswap: true, strict: false }
     }
 }
 
@@ -70,6 +72,23 @@ pub fn page(file: File, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
         File::CpuOnline => cpu_online::render(&cpu_online::gather(view)?, page),
     }
     Ok(())
+}
+
+/// What of a container's page of `file` is the host's, by decision and not for want of anything: it describes the machine.
+#[must_use]
+pub const fn host_lines(file: File) -> &'static [&'static str] {
+    match file {
+        File::Cpuinfo => &["every line but processor, siblings and cpu cores"],
+        File::Meminfo => &meminfo::HOST,
+        File::Slabinfo => &["version and column names"],
+        File::Stat => &["intr", "softirq", "btime", "ctxt without eBPF"],
+        File::Diskstats
+        | File::Loadavg
+        | File::Swaps
+        | File::Uptime
+        | File::Pressure(_)
+        | File::CpuOnline => &[],
+    }
 }
 
 /// Appends the text of the file at `place` in one of the trees of `/sys`.

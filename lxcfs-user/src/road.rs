@@ -2,7 +2,7 @@
 //!
 //! The failure rule lives here and nowhere else. A reader in a container whose page cannot be made gets the host's page,
 //! because programs expect `/proc` to be readable; that is counted, logged once for each cause, and shown by
-//! `lxcfs status`. An empty page is never an answer to an error.
+//! `lxcfs status`. An empty page is never an answer to an error. With `--strict` the reader gets `EIO` instead.
 
 pub mod fallback;
 
@@ -56,7 +56,8 @@ impl Road {
     /// The page of `file` for the thread `tid`.
     ///
     /// # Errors
-    /// The reader has ended (`ESRCH`), or not even the host's file can be read.
+    /// The reader has ended (`ESRCH`), not even the host's file can be read, or with `--strict` the container's page cannot
+    /// be made (`EIO`).
     pub fn page(&self, file: File, tid: u32) -> Result<Bytes> {
         let made = self.made(tid, file.path(), |view| {
             let mut page = Vec::with_capacity(4_096);
@@ -66,6 +67,9 @@ impl Road {
             let mut page = Vec::with_capacity(4_096);
             self.machine.read(file, &mut page).map(|()| page)
         };
+        if made.is_some() {
+            self.fallbacks.served(file);
+        }
         made.map_or_else(host, Ok).map(Bytes::from)
     }
 
@@ -88,7 +92,7 @@ impl Road {
     /// What the thread `tid` is shown of `tree`.
     ///
     /// # Errors
-    /// The reader has ended (`ESRCH`).
+    /// As for [`Road::page`].
     pub fn shown(&self, tree: Tree, tid: u32) -> Result<Shown> {
         let made = self.made(tid, TREES, |view| files::shown(tree, view))?;
         Ok(made.unwrap_or_default())
@@ -107,8 +111,8 @@ impl Road {
         match self.for_container(tid, make) {
             Err(error) if error.errno == Errno::SRCH && tid != 0 => Err(error),
             Err(error) => {
-                self.fallbacks.count(what, &error);
-                Ok(None)
+                self.fallbacks.count(what, &error, self.policy.strict);
+                if self.policy.strict { Err(Error { errno: Errno::IO, ..error }) } else { Ok(None) }
             }
             made => made,
         }

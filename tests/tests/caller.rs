@@ -311,3 +311,25 @@ fn host_values_are_never_served_in_silence() -> Result<()> {
     ensure!(fallback["file"] == "proc/meminfo" && fallback["pages"] == 1, "{status}");
     Ok(())
 }
+
+/// With `--strict` such a container is refused, and status says why; all others read as ever.
+#[test]
+fn a_strict_daemon_refuses_instead() -> Result<()> {
+    let daemon = Daemon::with(&["--strict"])?;
+    let meminfo = daemon.path("proc/meminfo");
+    let output = Container::in_root_cgroup()?.run(&["cat", &meminfo.display().to_string()])?;
+    let stderr = String::from_utf8(output.stderr)?;
+    ensure!(output.stdout.is_empty() && stderr.contains("Input/output error"), "{stderr}");
+    let cgroup = limited("strict")?;
+    let script = format!("cat {}; cat {}", meminfo.display(), daemon.path("proc/stat").display());
+    let text = Container::new(&cgroup).sh(&script)?;
+    ensure!(total_kib(&text)? == LIMIT_KIB, "{text}");
+    ensure!(daemon.log().contains("proc/meminfo: readers are refused"), "{}", daemon.log());
+    let status = daemon.run(&["status", &daemon.mount_point().display().to_string()])?;
+    let status = String::from_utf8(status.stdout)?;
+    let refused = status.split_once("Refused to containers").context("nothing was refused")?.1;
+    ensure!(refused.contains("proc/meminfo") && refused.contains("1 pages, because"), "{status}");
+    let decided = status.lines().find(|line| line.contains("btime")).context("nothing decided")?;
+    ensure!(decided.contains("proc/stat") && decided.contains("1 pages: "), "{status}");
+    Ok(())
+}

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::files::Policy;
 use crate::model::cpus::CpuView;
 use crate::road::Road;
-use crate::road::fallback::Fallback;
+use crate::road::fallback::{Decided, Fallback};
 use crate::source::cgroup::Supply;
 
 /// What does not change while the daemon runs.
@@ -31,6 +31,8 @@ pub struct Report {
     cpu_view: CpuView,
     swap: bool,
     zswap: bool,
+    /// Whether readers are refused instead of shown the host's.
+    strict: bool,
     /// Whether everybody is shown the host's files (`SIGUSR2`).
     passthrough: bool,
     /// Containers known now.
@@ -39,6 +41,7 @@ pub struct Report {
     panics: u64,
     supplies: Vec<Supply>,
     fallbacks: Vec<Fallback>,
+    decided: Vec<Decided>,
 }
 
 impl Status {
@@ -52,11 +55,13 @@ impl Status {
             cpu_view: self.policy.cpu_view,
             swap: self.policy.swap,
             zswap: self.policy.zswap,
+            strict: self.policy.strict,
             passthrough: road.is_passthrough(),
             containers: road.callers().containers().len(),
             panics: crate::fs::panics(),
             supplies: self.supplies.clone(),
             fallbacks: road.fallbacks().list(),
+            decided: road.fallbacks().decided(),
         }
     }
 }
@@ -80,10 +85,17 @@ impl fmt::Display for Report {
         for Supply { group, from } in &self.supplies {
             writeln!(f, "  {group:<18} {from}")?;
         }
+        if !self.decided.is_empty() {
+            writeln!(f, "\nThe host's by decision, because it describes the machine (FILES.md):")?;
+        }
+        for Decided { file, lines, pages } in &self.decided {
+            writeln!(f, "  {file:<18} {pages} pages: {}", lines.join(", "))?;
+        }
         if self.fallbacks.is_empty() {
             return writeln!(f, "\nNo container was shown a host value in place of its own.");
         }
-        writeln!(f, "\nHost values shown to containers in place of their own:")?;
+        let done = if self.strict { "Refused to" } else { "Host values shown to" };
+        writeln!(f, "\n{done} containers, for want of their own:")?;
         for Fallback { file, first, pages } in &self.fallbacks {
             writeln!(f, "  {file:<18} {pages} pages, because: {first}")?;
         }

@@ -21,6 +21,22 @@ pub(super) struct Meminfo {
     zswap: bool,
 }
 
+/// The host's lines that a container is shown: they describe the machine and not who uses it.
+pub(super) const HOST: [&str; 12] = [
+    "VmallocTotal",
+    "VmallocChunk",
+    "HardwareCorrupted",
+    "HugePages_Total",
+    "HugePages_Free",
+    "HugePages_Rsvd",
+    "HugePages_Surp",
+    "Hugepagesize",
+    "Hugetlb",
+    "DirectMap4k",
+    "DirectMap2M",
+    "DirectMap1G",
+];
+
 /// What becomes of a line of the host's.
 enum Line {
     /// This number in its place.
@@ -120,9 +136,11 @@ fn replace(name: &[u8], meminfo: &Meminfo) -> Line {
         b"AnonHugePages" => known(memory.anon_thp_bytes),
         b"ShmemHugePages" => known(memory.shmem_thp_bytes),
         b"FileHugePages" => known(memory.file_thp_bytes),
-        b"Mlocked" | b"ShmemPmdMapped" | b"FilePmdMapped" => Line::Absent,
-        b"VmallocUsed" => memory.vmalloc_bytes.map_or(Line::Host, bytes),
-        _ => Line::Host,
+        b"VmallocUsed" => known(memory.vmalloc_bytes),
+        // The kernel itself has shown 0 for years.
+        b"NFS_Unstable" => Line::Kib(0),
+        name if HOST.iter().any(|host| host.as_bytes() == name) => Line::Host,
+        _ => Line::Absent,
     }
 }
 

@@ -1,20 +1,37 @@
-//! Host values served in place of a container's: counted by cause, and logged when a cause is new.
+//! Host values that containers were shown: those served in place of a container's, counted by cause and logged when a
+//! cause is new, and those that are the host's by decision.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
+use crate::files;
+use crate::model::file::File;
 
 /// Causes are few: a file, an operation and an errno. The path of the first is kept as an example.
 #[derive(Debug, Default)]
 pub struct Fallbacks {
     causes: Mutex<BTreeMap<(&'static str, &'static str, i32), Fallback>>,
+    /// Pages made for containers, in the order of [`File::ALL`].
+    served: [AtomicU64; File::ALL.len()],
+}
+
+/// What of a file is the host's by decision.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Decided {
+    /// The file.
+    pub file: &'static str,
+    /// Its lines.
+    pub lines: &'static [&'static str],
+    /// How many pages with them.
+    pub pages: u64,
 }
 
 /// One cause.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Fallback {
-    /// The file that was the host's.
+    /// The file that was the host's, or with `--strict` was refused.
     pub file: &'static str,
     /// The first error of this cause, in full.
     pub first: String,
@@ -23,8 +40,8 @@ pub struct Fallback {
 }
 
 impl Fallbacks {
-    /// A page of `file` was the host's because of `error`.
-    pub fn count(&self, file: &'static str, error: &Error) {
+    /// A page of `file` was the host's, or `refused`, because of `error`.
+    pub fn count(&self, file: &'static str, error: &Error, refused: bool) {
         let key = (file, error.operation, error.errno.raw_os_error());
         let is_new = {
             let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,8 +54,28 @@ impl Fallbacks {
             fallback.pages == 1
         };
         if is_new {
-            tracing::warn!("{file}: host values are served, because: {error}");
+            let done = if refused { "readers are refused" } else { "host values are served" };
+            tracing::warn!("{file}: {done}, because: {error}");
         }
+    }
+
+    /// A container was served its own page of `file`.
+    pub fn served(&self, file: File) {
+        let index = File::ALL.iter().position(|&known| known == file);
+        if let Some(pages) = index.and_then(|index| self.served.get(index)) {
+            pages.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What was the host's by decision, of the files that were served.
+    #[must_use]
+    pub fn decided(&self) -> Vec<Decided> {
+        let all = File::ALL.iter().zip(&self.served).map(|(&file, pages)| Decided {
+            file: file.path(),
+            lines: files::host_lines(file),
+            pages: pages.load(Ordering::Relaxed),
+        });
+        all.filter(|decided| decided.pages > 0 && !decided.lines.is_empty()).collect()
     }
 
     /// All causes so far.
@@ -54,12 +91,23 @@ mod tests {
     use crate::error::Errno;
 
     #[test]
+    fn what_is_the_hosts_by_decision_is_no_fallback() {
+        let fallbacks = Fallbacks::default();
+        for file in [File::Stat, File::Stat, File::Uptime] {
+            fallbacks.served(file);
+        }
+        let decided = fallbacks.decided();
+        assert_eq!((decided.len(), decided[0].file, decided[0].pages), (1, "proc/stat", 2));
+        assert!(decided[0].lines.contains(&"btime") && fallbacks.list().is_empty());
+    }
+
+    #[test]
     fn one_cause_for_many_containers() {
         let fallbacks = Fallbacks::default();
         for path in ["/a", "/b"] {
-            fallbacks.count("proc/stat", &Error::io("read", path, Errno::ACCESS));
+            fallbacks.count("proc/stat", &Error::io("read", path, Errno::ACCESS), false);
         }
-        fallbacks.count("proc/stat", &Error::io("read", "/a", Errno::NODATA));
+        fallbacks.count("proc/stat", &Error::io("read", "/a", Errno::NODATA), false);
         let list = fallbacks.list();
         assert_eq!(list.len(), 2);
         let denied = list.iter().find(|fallback| fallback.first.contains("denied")).unwrap();
