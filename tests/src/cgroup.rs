@@ -182,6 +182,20 @@ impl Cgroup {
         self.set("cpuset", "cpuset.cpus", "cpuset.cpus", list)
     }
 
+    /// Stops everything in it, or lets it go on.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let value = match (self.v1("freezer"), frozen) {
+            (Some(_), true) => "FROZEN",
+            (Some(_), false) => "THAWED",
+            (None, true) => "1",
+            (None, false) => "0",
+        };
+        self.set("freezer", "freezer.state", "cgroup.freeze", value)
+    }
+
     /// Reads a file of the cgroup: `v1_file` where `controller` has a hierarchy of its own, else `v2_file`.
     ///
     /// # Errors

@@ -60,15 +60,17 @@ struct LinkAttr {
 
 /// A file whose reading runs an iterator program over everything it iterates over.
 pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
-    let link = make(BPF_LINK_CREATE, program, BPF_TRACE_ITER)?;
-    make(BPF_ITER_CREATE, link.as_fd(), 0).map(File::from)
+    let attr =
+        LinkAttr { fd: fd_word(program), attach_type: BPF_TRACE_ITER, ..LinkAttr::default() };
+    let link = make(BPF_LINK_CREATE, &attr)?;
+    let attr = LinkAttr { fd: fd_word(link.as_fd()), ..LinkAttr::default() };
+    make(BPF_ITER_CREATE, &attr).map(File::from)
 }
 
-fn make(command: libc::c_long, of: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
-    let attr = LinkAttr { fd: fd_word(of), attach_type, ..LinkAttr::default() };
+fn make(command: libc::c_long, attr: &LinkAttr) -> io::Result<OwnedFd> {
     // SAFETY: `attr` is of the size passed and outlives the call, which only reads it.
     let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(&attr), size_of::<LinkAttr>())
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<LinkAttr>())
     };
     check(fd)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;

@@ -1,10 +1,13 @@
 //! Loads a cgroup in a known way: `burden KIND [NUMBER]`. Starts when a line comes on standard input, so that it can be
 //! put where it belongs first, and answers with a line when the burden stands.
 //!
-//! * `spin N`: N threads that run without end; `sleep N`: N threads that sleep
+//! * `spin N`: N threads that run without end; `nice N`: the same, but anybody else goes first
+//! * `sleep N`: N threads that sleep
 //! * `vfork N`: N children that wait in the kernel for a child of theirs, uninterruptible
 //! * `fork N`: N forks, one after the other, then sleep
-//! * `storm SECONDS`: threads that wake each other, forks, threads that come and go; then sleep
+//! * `storm SECONDS`: threads that wake each other, forks, vforks, threads that come and go, but anybody else goes
+//!   first; then sleep
+//! * `hog GIB`: takes and touches that much memory
 
 use std::io::{Read, Write};
 use std::sync::mpsc;
@@ -23,16 +26,20 @@ fn main() -> Result<()> {
     let number: u64 = arguments.next().map_or(Ok(1), |number| number.parse())?;
     let mut go = [0];
     std::io::stdin().read_exact(&mut go).context("wait for the start")?;
+    if matches!(kind.as_str(), "nice" | "storm") {
+        rustix::process::nice(19).context("go last")?;
+    }
     match kind.as_str() {
-        "spin" => threads(number, spin),
+        "spin" | "nice" => threads(number, spin),
         "sleep" => threads(number, sleep),
         "vfork" => (0..number).try_for_each(|_| vfork())?,
         "fork" => (0..number).try_for_each(|_| fork_once())?,
+        "hog" => hog(number)?,
         "storm" => storm(Duration::from_secs(number))?,
         other => bail!("no burden is called {other}"),
     }
     writeln!(std::io::stdout(), "ready")?;
-    if kind == "spin" { spin() } else { sleep() }
+    if matches!(kind.as_str(), "spin" | "nice") { spin() } else { sleep() }
 }
 
 /// `number` threads in all: this one joins in last.
@@ -93,6 +100,26 @@ fn fork_once() -> Result<()> {
     }
 }
 
+/// A child for which we wait in the kernel until it ends.
+fn vfork_once() -> Result<()> {
+    let mut stack = vec![0; 64 * 1024];
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    let signal = Some(nix::libc::SIGCHLD);
+    // SAFETY: the child shares our memory, ends at once, and runs on a stack that outlives it: we wait for it.
+    let child = unsafe { nix::sched::clone(Box::new(|| 0), &mut stack, flags, signal) }?;
+    wait(child)
+}
+
+/// Touches every page of so many gibibytes.
+fn hog(gib: u64) -> Result<()> {
+    let mut held = Vec::new();
+    for _ in 0..usize::try_from(gib << 10)? {
+        held.push(vec![1; 1 << 20]);
+    }
+    std::hint::black_box(&held);
+    Ok(())
+}
+
 fn wait(child: Pid) -> Result<()> {
     waitpid(child, None).context("wait for a child")?;
     Ok(())
@@ -107,6 +134,7 @@ fn storm(length: Duration) -> Result<()> {
     });
     while Instant::now() < end {
         fork_once()?;
+        vfork_once()?;
         let short = thread::spawn(|| thread::sleep(Duration::from_micros(50)));
         short.join().expect("a thread that sleeps");
     }

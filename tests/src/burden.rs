@@ -1,0 +1,86 @@
+//! A cgroup loaded in a known way, by the program `burden`.
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::cgroup::Cgroup;
+
+/// A burden that stands in a cgroup. Dropping it kills its processes.
+#[derive(Debug)]
+pub struct Burden(Child);
+
+impl Burden {
+    /// Starts one of `kind` and `number` (see `bin/burden.rs`).
+    ///
+    /// # Panics
+    /// It cannot be started: is it built?
+    #[must_use]
+    pub fn start(kind: &str, number: u32, cgroup: &Cgroup) -> Self {
+        let mut burden = Self::waiting(kind, number, cgroup);
+        burden.go();
+        burden
+    }
+
+    /// In its cgroup, but not yet begun.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn waiting(kind: &str, number: u32, cgroup: &Cgroup) -> Self {
+        let burden = Self::outside(kind, number);
+        cgroup.add(burden.pid()).expect("move a process");
+        burden
+    }
+
+    /// In the cgroups of the test itself, and not yet begun.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn outside(kind: &str, number: u32) -> Self {
+        let mut command = Command::new(crate::program("burden"));
+        command.args([kind, &number.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().expect("start burden: is it built?"))
+    }
+
+    /// Begins.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn go(&mut self) {
+        self.0.stdin.as_mut().expect("piped").write_all(b"\n").expect("start the burden");
+    }
+
+    /// Waits until it says that it stands.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn ready(&mut self) {
+        self.said().expect("a burden that stands");
+    }
+
+    /// Waits until it says that it stands, or ends.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn said(&mut self) -> Result<()> {
+        let mut line = [0; 6];
+        let stdout = self.0.stdout.as_mut().context("stdout is piped")?;
+        stdout.read_exact(&mut line).context("the burden has ended")
+    }
+
+    /// Its first process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Burden {
+    fn drop(&mut self) {
+        self.0.kill().expect("kill a child");
+        self.0.wait().expect("wait for a child");
+    }
+}
