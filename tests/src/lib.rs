@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask run` builds its demonstration from the same pieces.
 
+pub mod bench;
 pub mod cgroup;
 pub mod container;
 pub mod machine;
