@@ -251,6 +251,14 @@ impl Cgroup {
         }
     }
 
+    /// The directory of the cgroup in the hierarchy that has `controller`.
+    ///
+    /// # Errors
+    /// No hierarchy has it.
+    pub fn directory_of(&self, controller: &str) -> Result<PathBuf> {
+        self.file(controller, "", "")
+    }
+
     fn set(&self, controller: &str, v1_file: &str, v2_file: &str, value: &str) -> Result<()> {
         let path = self.file(controller, v1_file, v2_file)?;
         fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))

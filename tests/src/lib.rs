@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask run` builds its demonstration from the same pieces.
 
+pub mod bench;
 pub mod burden;
 pub mod cgroup;
 pub mod container;

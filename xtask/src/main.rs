@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool talks to its user")]
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod run;
@@ -24,6 +25,8 @@ enum Command {
     Test(test::Args),
     /// Run the long storms whose figures an issue asks for.
     Soak(test::SoakArgs),
+    /// Measure the read path against a file that does nothing, Debian's lxcfs and the kernel.
+    Bench(bench::Args),
     /// Rebuild the committed eBPF object; its tools are set up if they are missing.
     BuildEbpf(build_ebpf::Args),
     /// Check the invariants of ARCHITECTURE.md.
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::main(&args),
         Command::Test(args) => test::main(&args),
         Command::Soak(args) => test::soak(&args),
+        Command::Bench(args) => bench::main(&args),
         Command::BuildEbpf(args) => build_ebpf::main(&args),
         Command::Tidy => tidy::main(),
         Command::Vm(args) => vm::main(args),
