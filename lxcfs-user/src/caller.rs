@@ -40,6 +40,17 @@ pub enum Caller {
     Container(Arc<Container>),
 }
 
+/// Whether a thread has `CAP_SYS_RESOURCE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privilege {
+    /// It has not.
+    None,
+    /// In a user namespace of its own.
+    InItsNamespace,
+    /// In ours, and so for the machine.
+    OnHost,
+}
+
 /// Inode numbers of the namespaces that tell a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Namespaces {
@@ -73,6 +84,7 @@ pub struct Callers {
     host: Arc<Host>,
     files: Arc<CgroupFiles>,
     ours: Namespaces,
+    our_user_namespace: u64,
     visitor: Visitor,
     cache: Cache,
     init_lookup: InitLookup,
@@ -88,12 +100,14 @@ impl Callers {
         let us = std::process::id();
         let lookup = Lookup(&host);
         let ours = lookup.namespaces(us)?;
+        let our_user_namespace = lookup.namespace(us, "user")?;
         let home = lookup.open_namespace(us, "cgroup")?;
         let visitor = Visitor::start(Arc::clone(&host), home)?;
         // Each container takes a descriptor, some two: leave half of what we may have for everything else.
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
         let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536))?;
-        Ok(Self { host, files, ours, visitor, cache, init_lookup, watcher: OnceLock::new() })
+        let watcher = OnceLock::new();
+        Ok(Self { host, files, ours, our_user_namespace, visitor, cache, init_lookup, watcher })
     }
 
     /// The container of thread `tid`.
@@ -124,6 +138,14 @@ impl Callers {
             watcher.unpark();
         }
         Ok(Caller::Container(container))
+    }
+
+    /// What thread `tid` may do about resources.
+    ///
+    /// # Errors
+    /// The thread has ended, or is not visible from our pid namespace.
+    pub fn privilege(&self, tid: u32) -> Result<Privilege> {
+        Lookup(&self.host).privilege(tid, self.our_user_namespace)
     }
 
     /// Forgets the container of thread `tid`, because what was known of it turned out to be wrong.

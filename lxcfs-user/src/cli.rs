@@ -95,7 +95,7 @@ pub struct Serve {
     /// Accepted: pidfds are always used
     #[arg(long)]
     pub enable_pidfd: bool,
-    /// Accepted for LXCFS's sake; pressure files can be read, triggers cannot be set yet
+    /// Accepted for LXCFS's sake; triggers can always be set on pressure files, and cost nothing until they are
     #[arg(long)]
     pub enable_psi_poll: bool,
     /// Refused: a cgroup tree that containers can write to has been an escape more than once

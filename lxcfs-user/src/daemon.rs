@@ -101,7 +101,7 @@ pub fn serve(arguments: &Serve) -> Result<()> {
     };
     let loaded = accounting.as_ref().ok().map(Arc::clone);
     let rooms = Rooms::with_accounting(policy, InitLookup::Ask, loaded)?;
-    let filesystem = LxcFs::new(Arc::clone(&rooms.road), Arc::clone(&rooms.host));
+    let filesystem = LxcFs::new(Arc::clone(&rooms.road), Arc::clone(&rooms.host))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

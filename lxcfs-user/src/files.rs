@@ -20,8 +20,9 @@ mod vmstat;
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
 use crate::model::cpus::{CpuSet, CpuView, Cpus};
-use crate::model::file::File;
+use crate::model::file::{File, Resource};
 use crate::model::topology::{Place, Shown, Tree};
+use crate::source::trigger::PressureFile;
 use crate::source::{Machine, Source};
 
 /// What the operator decided about the pages.
@@ -109,6 +110,14 @@ pub fn sysfs(place: &Place, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
 /// As for [`page`].
 pub fn shown(tree: Tree, view: &View<'_>) -> Result<Shown> {
     view.shown(tree)
+}
+
+/// The pressure file that is the page of `resource`, open for a trigger.
+///
+/// # Errors
+/// As for [`page`].
+pub fn pressure_file(view: &View<'_>, resource: Resource) -> Result<PressureFile> {
+    pressure::open(view, resource)
 }
 
 impl View<'_> {

@@ -6,6 +6,7 @@
 mod adapter;
 mod attributes;
 mod handle;
+mod pollers;
 mod sysfs;
 mod tree;
 
@@ -15,21 +16,30 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenAccMode, OpenFlags};
+use fuser::{
+    FileAttr, FileHandle, FileType, INodeNo, OpenAccMode, OpenFlags, PollEvents, PollNotifier,
+};
+use rustix::process::{Resource, getrlimit};
 
 pub use self::adapter::panics;
 use self::attributes::{READ, Sizes, WRITE, Who};
 use self::handle::Handles;
+pub use self::pollers::{Pollers, Set, Wish};
 use self::sysfs::Sysfs;
 use self::tree::{Directory, Node};
+use crate::caller::Privilege;
 use crate::error::{Errno, Error, Result};
-use crate::model::file::File;
+use crate::model::file::{File, Resource as PressureOf};
 use crate::model::topology::{Place, Shown};
 use crate::road::Road;
 use crate::source::host::Host;
+use crate::source::trigger;
 
 /// Names and permissions never change while mounted: the kernel need not ask again.
 const TTL: Duration = Duration::from_secs(3_600);
+
+/// What a cgroup's pressure file takes in one write, bytes.
+const LONGEST_TRIGGER: usize = 4_096;
 
 /// The filesystem of one mount.
 #[derive(Debug)]
@@ -38,6 +48,9 @@ pub struct LxcFs {
     host: Arc<Host>,
     sysfs: Sysfs,
     handles: Handles,
+    pollers: Arc<Pollers>,
+    /// Whether the kernel lets only the privileged open pressure files for writing.
+    triggers_take_privilege: bool,
     sizes: Sizes,
     mounted: SystemTime,
 }
@@ -51,15 +64,27 @@ struct Name {
 
 impl LxcFs {
     /// A filesystem that asks `road` for its pages.
-    #[must_use]
-    pub fn new(road: Arc<Road>, host: Arc<Host>) -> Self {
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(road: Arc<Road>, host: Arc<Host>) -> Result<Self> {
         let sysfs = Sysfs::new(Arc::clone(&host));
         let mounted = SystemTime::now();
         let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
         let handles = Handles::new(epoch.as_secs() << 32);
         let sizes = Sizes::measure(&host);
-        Self { road, host, sysfs, handles, sizes, mounted }
+        let triggers_take_privilege = trigger::takes_privilege(&host);
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
+        let most = usize::try_from(descriptors / 8).unwrap_or(usize::MAX);
+        let pollers = Arc::new(Pollers::new(most)?);
+        Ok(Self { road, host, sysfs, handles, pollers, triggers_take_privilege, sizes, mounted })
+    }
+
+    /// The triggers set through this filesystem.
+    #[must_use]
+    pub fn pollers(&self) -> Arc<Pollers> {
+        Arc::clone(&self.pollers)
     }
 
     fn lookup(&self, parent: INodeNo, name: &OsStr, tid: u32) -> Result<FileAttr, Errno> {
@@ -133,7 +158,13 @@ impl LxcFs {
     }
 
     /// Checks permissions, and what sysfs checks beyond them: root may open a file of procfs for writing, of sysfs not.
-    fn open(&self, node: INodeNo, flags: OpenFlags, who: Who) -> Result<FileHandle, Errno> {
+    fn open(
+        &self,
+        node: INodeNo,
+        flags: OpenFlags,
+        who: Who,
+        tid: u32,
+    ) -> Result<FileHandle, Errno> {
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let wanted = match flags.acc_mode() {
             OpenAccMode::O_RDONLY => READ,
@@ -144,8 +175,21 @@ impl LxcFs {
         match Node::from_number(node).ok_or(Errno::NOENT)? {
             Node::Directory(_) => Err(Errno::ISDIR),
             Node::Sysfs(_) | Node::File(File::CpuOnline) if writes => Err(Errno::ACCESS),
+            Node::File(File::Pressure(_)) if writes => {
+                let privilege = self.privilege(tid)?;
+                let handle = self.handles.open();
+                self.pollers.open(handle, privilege != Privilege::None);
+                Ok(handle)
+            }
             Node::Sysfs(_) | Node::File(_) => Ok(self.handles.open()),
         }
+    }
+
+    /// What who opens a pressure file for writing may ask for. The kernel decides it at the open, too.
+    fn privilege(&self, tid: u32) -> Result<Privilege, Errno> {
+        let privilege = self.road.callers().privilege(tid).map_err(|error| error.errno)?;
+        let is_refused = self.triggers_take_privilege && privilege != Privilege::OnHost;
+        if is_refused { Err(Errno::PERM) } else { Ok(privilege) }
     }
 
     fn read(&self, node: INodeNo, handle: FileHandle, offset: u64, tid: u32) -> Result<Bytes> {
@@ -163,11 +207,39 @@ impl LxcFs {
     }
 
     /// A file of procfs without a write operation says `EIO`; of sysfs, it cannot have been opened for writing.
-    fn write(&self, node: INodeNo) -> Errno {
+    fn write(&self, node: INodeNo, handle: FileHandle, text: &[u8], tid: u32) -> Result<()> {
+        let failed = |errno| Error::io("write", "/", errno);
         match Node::from_number(node) {
-            // A trigger cannot be set through us: to the kernel, too, what it cannot parse is invalid.
-            Some(Node::File(File::Pressure(_))) => Errno::INVAL,
-            _ => Errno::IO,
+            Some(Node::File(File::Pressure(resource))) => {
+                self.set_trigger(resource, handle, text, tid)
+            }
+            _ => Err(failed(Errno::IO)),
+        }
+    }
+
+    /// Sets a trigger on the file whose page the writer reads. Errors come in the kernel's order.
+    fn set_trigger(
+        &self,
+        resource: PressureOf,
+        handle: FileHandle,
+        text: &[u8],
+        tid: u32,
+    ) -> Result<()> {
+        let failed = |errno| Error::io("set a trigger in", File::Pressure(resource).path(), errno);
+        if text.len() > LONGEST_TRIGGER {
+            return Err(failed(Errno::TOOBIG));
+        }
+        let claim = self.pollers.claim(handle).map_err(failed)?;
+        let trigger = claim.parse(text).map_err(failed)?;
+        let (file, owner) = self.road.pressure_file(resource, tid)?;
+        claim.fulfil(Wish { owner, resource, trigger }, || file.set(trigger))
+    }
+
+    /// What poll(2) says. Files without a trigger are always ready.
+    fn poll(&self, node: INodeNo, handle: FileHandle, waiter: Option<PollNotifier>) -> PollEvents {
+        match Node::from_number(node) {
+            Some(Node::File(File::Pressure(_))) => self.pollers.poll(handle, waiter),
+            _ => pollers::READY,
         }
     }
 

@@ -6,3 +6,4 @@ pub mod file;
 pub mod load;
 pub mod monotonic;
 pub mod topology;
+pub mod trigger;

@@ -15,13 +15,28 @@ use self::fallback::Fallbacks;
 use crate::caller::{Caller, Callers};
 use crate::error::{Errno, Error, Result};
 use crate::files::{self, Policy, View};
-use crate::model::file::File;
+use crate::model::container::Container;
+use crate::model::file::{File, Resource};
 use crate::model::topology::{Place, Shown, Tree};
+use crate::source::trigger::PressureFile;
 use crate::source::{Machine, Source};
 use crate::survey::{self, Survey};
 
 /// What the trees of `/sys` are called where fallbacks are counted.
 const TREES: &str = "sys/devices/system";
+
+/// Whose a trigger is. The default is the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The container's cgroup in the v2 hierarchy.
+    pub cgroup: Option<String>,
+}
+
+impl Owner {
+    fn of(container: &Container) -> Self {
+        Self { cgroup: container.cgroups.unified().map(ToOwned::to_owned) }
+    }
+}
 
 /// Everything between a request and its reply.
 #[derive(Debug)]
@@ -96,6 +111,19 @@ impl Road {
     pub fn shown(&self, tree: Tree, tid: u32) -> Result<Shown> {
         let made = self.made(tid, TREES, |view| files::shown(tree, view))?;
         Ok(made.unwrap_or_default())
+    }
+
+    /// The pressure file whose page the thread `tid` reads, open for a trigger, and whose it is.
+    ///
+    /// # Errors
+    /// As for [`Road::page`].
+    pub fn pressure_file(&self, resource: Resource, tid: u32) -> Result<(PressureFile, Owner)> {
+        let made = self.made(tid, File::Pressure(resource).path(), |view| {
+            let file = files::pressure_file(view, resource)?;
+            Ok((file, Owner::of(view.container)))
+        })?;
+        let host = || Ok((self.machine.pressure_file(resource)?, Owner::default()));
+        made.map_or_else(host, Ok)
     }
 
     /// What `make` makes for the thread `tid`. `Ok(None)`: it is shown the host's.

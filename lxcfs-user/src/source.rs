@@ -9,10 +9,12 @@ pub mod fake;
 pub mod host;
 pub mod parse;
 pub mod tasks;
+pub mod trigger;
 
 use std::fmt;
 use std::sync::Arc;
 
+use self::trigger::PressureFile;
 use crate::error::Result;
 use crate::model::container::{Container, Tasks};
 use crate::model::cpus::{Bandwidth, CpuSet};
@@ -92,6 +94,11 @@ pub trait Source: Send + Sync + fmt::Debug {
     ) -> Result<Option<()>> {
         Ok(None)
     }
+
+    /// The same file, open for a trigger.
+    fn pressure_file(&self, _: &Container, _: Resource) -> Result<Option<PressureFile>> {
+        Ok(None)
+    }
 }
 
 /// What is known of the machine itself. It has no fallback: it belongs to no container.
@@ -106,6 +113,8 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn page_bytes(&self) -> u64;
     /// `USER_HZ`: the unit of the times in `/proc/stat`.
     fn ticks_per_second(&self) -> u64;
+    /// The host's pressure file for `resource`, open for a trigger.
+    fn pressure_file(&self, resource: Resource) -> Result<PressureFile>;
 }
 
 /// CPU time of a container.
@@ -321,5 +330,13 @@ impl Source for Layered {
             }
         }
         Ok(None)
+    }
+
+    fn pressure_file(
+        &self,
+        container: &Container,
+        resource: Resource,
+    ) -> Result<Option<PressureFile>> {
+        self.first(|source| source.pressure_file(container, resource))
     }
 }

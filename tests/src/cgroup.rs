@@ -113,6 +113,14 @@ impl Cgroup {
         self.directories().map(|(directory, _)| directory.join("cgroup.procs")).collect()
     }
 
+    /// Its directory in the v2 hierarchy, if there is one.
+    #[must_use]
+    pub fn unified(&self) -> Option<PathBuf> {
+        self.directories()
+            .find(|(_, controllers)| controllers.is_empty())
+            .map(|(directory, _)| directory)
+    }
+
     /// Whether the machine is pure cgroup v2.
     #[must_use]
     pub fn is_pure_v2(&self) -> bool {

@@ -56,8 +56,12 @@ const HOST_SUITES: [&str; 4] = ["bpf", "engines", "languages", "psutil"];
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
 
 /// An emulated CPU is ten times slower: storms are as many times smaller.
-const GUEST_ENVIRONMENT: [(&str, &str); 3] =
-    [("RUST_BACKTRACE", "0"), ("LXCFS_TEST_READS", "300"), ("LXCFS_TEST_CONTAINERS", "80")];
+const GUEST_ENVIRONMENT: [(&str, &str); 4] = [
+    ("RUST_BACKTRACE", "0"),
+    ("LXCFS_TEST_READS", "300"),
+    ("LXCFS_TEST_CONTAINERS", "80"),
+    ("LXCFS_TEST_POLLERS", "1000"),
+];
 
 /// Our programs that the root tests start.
 const PROGRAMS: [&str; 4] = ["lxcfs", "burden", "contain", "hammer"];

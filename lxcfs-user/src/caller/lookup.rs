@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use super::{Namespaces, pidns};
+use super::{Namespaces, Privilege, pidns};
 use crate::error::{Errno, Error, Result};
 use crate::source::host::Host;
 use crate::source::parse;
@@ -19,7 +19,7 @@ impl Lookup<'_> {
         Ok(Namespaces { pid: self.namespace(tid, "pid")?, cgroup: self.namespace(tid, "cgroup")? })
     }
 
-    fn namespace(self, tid: u32, kind: &str) -> Result<u64> {
+    pub(super) fn namespace(self, tid: u32, kind: &str) -> Result<u64> {
         let path = format!("{tid}/ns/{kind}");
         let stat = rustix::fs::statat(self.0.proc(), &path, AtFlags::empty());
         stat.map(|stat| stat.st_ino).map_err(|errno| error("stat", &path, errno))
@@ -31,6 +31,20 @@ impl Lookup<'_> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         rustix::fs::openat(self.0.proc(), &path, flags, Mode::empty())
             .map_err(|errno| error("open", &path, errno))
+    }
+
+    /// What `tid` may do about resources.
+    pub(super) fn privilege(self, tid: u32, ours: u64) -> Result<Privilege> {
+        /// `CAP_SYS_RESOURCE` of capabilities(7).
+        const RESOURCES: u64 = 1 << 24;
+
+        let effective = parse::status_set(&self.read(tid, "status")?, b"CapEff");
+        let is_raised = effective.is_some_and(|effective| effective & RESOURCES != 0);
+        Ok(match is_raised && self.namespace(tid, "user")? == ours {
+            true => Privilege::OnHost,
+            false if is_raised => Privilege::InItsNamespace,
+            false => Privilege::None,
+        })
     }
 
     /// A file of `tid`.

@@ -3,10 +3,16 @@
 use super::{View, required};
 use crate::error::Result;
 use crate::model::file::Resource;
+use crate::source::trigger::PressureFile;
 
 /// The kernel renders the page itself; there is nothing to add to it.
 pub(super) fn gather(view: &View<'_>, resource: Resource, page: &mut Vec<u8>) -> Result<()> {
     required(view.source.pressure(view.container, resource, page)?, resource.cgroup_file())
+}
+
+/// The same file, open for a trigger.
+pub(super) fn open(view: &View<'_>, resource: Resource) -> Result<PressureFile> {
+    required(view.source.pressure_file(view.container, resource)?, resource.cgroup_file())
 }
 
 #[cfg(test)]

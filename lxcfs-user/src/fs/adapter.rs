@@ -133,7 +133,7 @@ impl Filesystem for LxcFs {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match guarded(|| Self::open(self, node, flags, who(request))) {
+        match guarded(|| Self::open(self, node, flags, who(request), request.pid())) {
             Ok(handle) => {
                 let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
                 reply.opened(handle, direct);
@@ -168,17 +168,24 @@ impl Filesystem for LxcFs {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: u64,
-        _: &[u8],
+        data: &[u8],
         _: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(errno(Self::write(self, node)));
+        match guarded(|| Self::write(self, node, handle, data, request.pid())) {
+            // No longer than a request, which is 16 KiB.
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => {
+                tracing::debug!("write: {error}");
+                reply.error(errno(error.errno));
+            }
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -196,6 +203,7 @@ impl Filesystem for LxcFs {
         reply: ReplyEmpty,
     ) {
         self.handles.close(handle);
+        self.pollers.close(handle);
         reply.ok();
     }
 
@@ -302,19 +310,19 @@ impl Filesystem for LxcFs {
     fn poll(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: PollNotifier,
-        events: PollEvents,
-        _: PollFlags,
+        node: INodeNo,
+        handle: FileHandle,
+        notifier: PollNotifier,
+        _: PollEvents,
+        flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        // ENOSYS would turn poll off for the whole mount. A file that is always ready says so.
-        let ready = PollEvents::POLLIN
-            | PollEvents::POLLRDNORM
-            | PollEvents::POLLOUT
-            | PollEvents::POLLWRNORM;
-        reply.poll(events & ready);
+        // The kernel picks from all that is said what the caller asked for. ENOSYS would turn poll off for the mount.
+        let is_waiting = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        match guarded(|| Ok(Self::poll(self, node, handle, is_waiting.then_some(notifier)))) {
+            Ok(events) => reply.poll(events),
+            Err(error) => reply.error(errno(error)),
+        }
     }
 
     fn mknod(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use self::hierarchy::{Cgroup, Hierarchies};
 use super::host::Host;
+use super::trigger::PressureFile;
 use super::{Cpu, DeviceIo, Hugetlb, Load, Memory, NumaStat, Source, Swap, tasks};
 use crate::error::Result;
 use crate::model::container::Container;
@@ -244,6 +245,17 @@ impl Source for CgroupFiles {
     ) -> Result<Option<()>> {
         match self.unified(container) {
             Some(cgroup) => v2::pressure(&cgroup, resource, text),
+            None => Ok(None),
+        }
+    }
+
+    fn pressure_file(
+        &self,
+        container: &Container,
+        resource: Resource,
+    ) -> Result<Option<PressureFile>> {
+        match self.unified(container) {
+            Some(cgroup) => v2::pressure_file(&cgroup, resource),
             None => Ok(None),
         }
     }

@@ -1,5 +1,6 @@
 //! A [`Source`] and a [`Machine`] from struct literals, for tests of everything that reads from one.
 
+use super::trigger::PressureFile;
 use super::{Cpu, DeviceIo, Hugetlb, Load, Machine, Memory, NumaStat, Source, Swap};
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
@@ -132,5 +133,9 @@ impl Machine for FakeMachine {
 
     fn ticks_per_second(&self) -> u64 {
         100
+    }
+
+    fn pressure_file(&self, resource: Resource) -> Result<PressureFile> {
+        Err(Error::io("open", File::Pressure(resource).path(), Errno::ACCESS))
     }
 }

@@ -3,7 +3,7 @@
 //! Files are opened once, before we mount, and read by position from then on. Nothing mounted later over `/proc` (our
 //! own files, most likely) can make a request wait for itself.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -11,8 +11,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::time::ClockId;
 
 use super::Machine;
+use super::trigger::PressureFile;
 use crate::error::{Errno, Error, Result};
-use crate::model::file::File;
+use crate::model::file::{File, Resource};
 use crate::model::topology::Tree;
 
 /// The host's files by descriptor.
@@ -72,6 +73,16 @@ impl Host {
         Some(rustix::fs::fstat(fd).ok()?.st_mode & 0o777)
     }
 
+    /// Opens the host's `file` anew: what is kept is for reading, and shared.
+    ///
+    /// # Errors
+    /// The errno of opening it.
+    pub(super) fn reopen(&self, file: File, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let kept = self.files[slot(file)].as_ref().map_err(|errno| *errno)?;
+        let path = format!("self/fd/{}", kept.as_raw_fd());
+        rustix::fs::openat(&self.proc, path, flags | OFlags::CLOEXEC, Mode::empty())
+    }
+
     /// Appends `/proc/<path>` to `text`.
     ///
     /// # Errors
@@ -120,6 +131,13 @@ impl Machine for Host {
     fn ticks_per_second(&self) -> u64 {
         static TICKS: OnceLock<u64> = OnceLock::new();
         *TICKS.get_or_init(rustix::param::clock_ticks_per_second)
+    }
+
+    fn pressure_file(&self, resource: Resource) -> Result<PressureFile> {
+        let file = File::Pressure(resource);
+        let opened = self.reopen(file, OFlags::RDWR);
+        let failed = |errno| Error::io("open", full_path(file), errno);
+        opened.map(|fd| PressureFile::new(fd, full_path(file).into())).map_err(failed)
     }
 }
 

@@ -247,6 +247,13 @@ pub fn status_numbers(text: &[u8], key: &[u8]) -> Option<Vec<u32>> {
     fields(line).map(|field| number(field)?.try_into().ok()).collect()
 }
 
+/// The set behind `key` in a `/proc/PID/status`: `CapEff:  000001ffffffffff`, one bit for each capability.
+#[must_use]
+pub fn status_set(text: &[u8], key: &[u8]) -> Option<u64> {
+    let line = lines(text).find_map(|line| line.strip_prefix(key)?.strip_prefix(b":"))?;
+    u64::from_str_radix(std::str::from_utf8(line.trim_ascii()).ok()?, 16).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -332,12 +339,21 @@ mod tests {
         assert_eq!((stat[1].on(2), stat.len()), (7, 2));
     }
 
+    #[test]
+    fn capabilities_are_a_set() {
+        let text = b"CapPrm:\t0000000000000000\nCapEff:\t000001fffeffffff\nCapBnd:\tx\n";
+        assert_eq!(status_set(text, b"CapEff"), Some(0x1ff_feff_ffff));
+        assert_eq!(status_set(text, b"CapBnd"), None);
+        assert_eq!(status_set(text, b"CapAmb"), None);
+    }
+
     proptest! {
         #[test]
         fn nothing_panics_on_garbage(text in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text), cpuacct_usage_percpu(&text));
             let _ = (io_stat(&text), blkio(&text).count(), pid_stat(&text), flat_keyed(&text).count());
-            let _ = (status_numbers(&text, b"NSpid"), device(&text), numa_stat(&text));
+            let _ = (status_numbers(&text, b"NSpid"), status_set(&text, b"CapEff"));
+            let _ = (device(&text), numa_stat(&text));
         }
     }
 }

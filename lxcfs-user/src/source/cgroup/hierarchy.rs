@@ -179,13 +179,19 @@ impl<'a> Cgroup<'a> {
     /// # Errors
     /// The file is there and cannot be read, or the cgroup itself is gone (`ENOENT`).
     pub fn read(&self, file: &str, text: &mut Vec<u8>) -> Result<bool> {
-        let path = self.relative(file);
-        match open_beneath(&self.hierarchy.directory, &path, OFlags::RDONLY) {
-            Ok(fd) => {
-                read_whole(&fd, text).map_err(|errno| self.error("read", file, errno))?;
-                Ok(true)
-            }
-            Err(Errno::NOENT) if self.exists() => Ok(false),
+        let Some(fd) = self.open(file, OFlags::RDONLY)? else { return Ok(false) };
+        read_whole(&fd, text).map_err(|errno| self.error("read", file, errno))?;
+        Ok(true)
+    }
+
+    /// Opens the file. `Ok(None)`: this cgroup has no such file.
+    ///
+    /// # Errors
+    /// The file is there and cannot be opened, or the cgroup itself is gone (`ENOENT`).
+    pub(super) fn open(&self, file: &str, flags: OFlags) -> Result<Option<OwnedFd>> {
+        match open_beneath(&self.hierarchy.directory, &self.relative(file), flags) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT) if self.exists() => Ok(None),
             Err(errno) => Err(self.error("open", file, errno)),
         }
     }

@@ -1,9 +1,12 @@
 //! The groups from cgroup v2 files (Documentation/admin-guide/cgroup-v2.rst).
 
+use rustix::fs::OFlags;
+
 use super::hierarchy::Cgroup;
 use crate::error::{Errno, Result};
 use crate::model::cpus::Bandwidth;
 use crate::model::file::Resource;
+use crate::source::trigger::PressureFile;
 use crate::source::{Cpu, DeviceIo, Hugetlb, Memory, NumaStat, Swap, parse};
 
 /// `cpu.stat`: there in every cgroup, whether or not the cpu controller is enabled. No per-CPU numbers.
@@ -153,6 +156,16 @@ pub(super) fn pressure(
         Err(error) if error.errno == Errno::OPNOTSUPP => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The same file, open for a trigger.
+pub(super) fn pressure_file(
+    cgroup: &Cgroup<'_>,
+    resource: Resource,
+) -> Result<Option<PressureFile>> {
+    let file = resource.cgroup_file();
+    let opened = cgroup.open(file, OFlags::RDWR)?;
+    Ok(opened.map(|descriptor| PressureFile::new(descriptor, cgroup.display(file))))
 }
 
 #[cfg(test)]
