@@ -19,10 +19,12 @@ use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenAccMode, OpenFlags};
 
 pub use self::adapter::panics;
 use self::attributes::{READ, Sizes, WRITE, Who};
-use self::handle::Handles;
+pub use self::handle::Handles;
+use self::handle::Range;
 use self::sysfs::Sysfs;
 use self::tree::{Directory, Node};
 use crate::error::{Errno, Error, Result};
+use crate::keep::workers::Workers;
 use crate::model::file::File;
 use crate::model::topology::{Place, Shown};
 use crate::road::Road;
@@ -37,9 +39,10 @@ pub struct LxcFs {
     road: Arc<Road>,
     host: Arc<Host>,
     sysfs: Sysfs,
-    handles: Handles,
+    handles: Arc<Handles>,
     sizes: Sizes,
     mounted: SystemTime,
+    workers: Arc<Workers>,
 }
 
 /// One name of a listing.
@@ -50,16 +53,18 @@ struct Name {
 }
 
 impl LxcFs {
-    /// A filesystem that asks `road` for its pages.
+    /// A filesystem that asks `road` for its pages, of the mount made at `mounted`.
     #[must_use]
-    pub fn new(road: Arc<Road>, host: Arc<Host>) -> Self {
+    pub fn new(
+        road: Arc<Road>,
+        host: Arc<Host>,
+        mounted: SystemTime,
+        handles: Arc<Handles>,
+        workers: Arc<Workers>,
+    ) -> Self {
         let sysfs = Sysfs::new(Arc::clone(&host));
-        let mounted = SystemTime::now();
-        let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
-        let handles = Handles::new(epoch.as_secs() << 32);
         let sizes = Sizes::measure(&host);
-        Self { road, host, sysfs, handles, sizes, mounted }
+        Self { road, host, sysfs, handles, sizes, mounted, workers }
     }
 
     fn lookup(&self, parent: INodeNo, name: &OsStr, tid: u32) -> Result<FileAttr, Errno> {
@@ -148,9 +153,9 @@ impl LxcFs {
         }
     }
 
-    fn read(&self, node: INodeNo, handle: FileHandle, offset: u64, tid: u32) -> Result<Bytes> {
+    fn read(&self, node: INodeNo, handle: FileHandle, range: Range, tid: u32) -> Result<Bytes> {
         let node = Node::from_number(node);
-        self.handles.page(handle, offset, || match node {
+        self.handles.page(handle, range, || match node {
             Some(Node::File(file)) => self.road.page(file, tid),
             Some(Node::Sysfs(number)) => {
                 let place = self.sysfs.place(number);
