@@ -28,7 +28,7 @@ pub mod clock;
 pub mod hierarchy;
 mod load;
 mod maintain;
-mod mapping;
+pub(crate) mod mapping;
 mod maps;
 mod patch;
 mod probe;

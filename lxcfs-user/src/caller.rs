@@ -20,6 +20,7 @@ use self::cache::{Cache, Entry};
 use self::cgroupns::Visitor;
 use self::lookup::Lookup;
 use crate::error::{Errno, Error, Result};
+use crate::keep::memory::Memory;
 use crate::model::container::{CgroupPaths, Container};
 use crate::source::Machine;
 use crate::source::cgroup::CgroupFiles;
@@ -88,6 +89,7 @@ pub struct Callers {
     visitor: Visitor,
     cache: Cache,
     init_lookup: InitLookup,
+    memory: Arc<Memory>,
     watcher: OnceLock<Thread>,
 }
 
@@ -96,7 +98,12 @@ impl Callers {
     ///
     /// # Errors
     /// Our own namespaces cannot be read, or no thread can be made.
-    pub fn new(host: Arc<Host>, files: Arc<CgroupFiles>, init_lookup: InitLookup) -> Result<Self> {
+    pub fn new(
+        host: Arc<Host>,
+        files: Arc<CgroupFiles>,
+        init_lookup: InitLookup,
+        memory: Arc<Memory>,
+    ) -> Result<Self> {
         let us = std::process::id();
         let lookup = Lookup(&host);
         let ours = lookup.namespaces(us)?;
@@ -107,7 +114,17 @@ impl Callers {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
         let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536))?;
         let watcher = OnceLock::new();
-        Ok(Self { host, files, ours, our_user_namespace, visitor, cache, init_lookup, watcher })
+        Ok(Self {
+            host,
+            files,
+            ours,
+            our_user_namespace,
+            visitor,
+            cache,
+            init_lookup,
+            memory,
+            watcher,
+        })
     }
 
     /// The container of thread `tid`.
@@ -146,6 +163,25 @@ impl Callers {
     /// The thread has ended, or is not visible from our pid namespace.
     pub fn privilege(&self, tid: u32) -> Result<Privilege> {
         Lookup(&self.host).privilege(tid, self.our_user_namespace)
+    }
+
+    /// This process as if it were a container's init, with the limits of its own cgroup. For a look at every page.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn ourselves(&self) -> Result<Container> {
+        let us = std::process::id();
+        let lookup = Lookup(&self.host);
+        let started_ns = self.ticks_to_ns(lookup.stat(us)?.start_ticks);
+        let cgroups = CgroupPaths::parse(&lookup.read(us, "cgroup")?);
+        Ok(Container { init: us, started_ns, pid_depth: 0, cgroups, history: Arc::default() })
+    }
+
+    /// A time of procfs.
+    fn ticks_to_ns(&self, ticks: u64) -> u64 {
+        let per_second = u128::from(self.host.ticks_per_second());
+        u64::try_from(u128::from(ticks) * u128::from(NS_PER_SECOND) / per_second)
+            .unwrap_or(u64::MAX)
     }
 
     /// Forgets the container of thread `tid`, because what was known of it turned out to be wrong.
@@ -272,10 +308,7 @@ impl Callers {
         before: Option<&Entry>,
     ) -> Result<Entry> {
         let lookup = Lookup(&self.host);
-        let ticks = u128::from(lookup.stat(init)?.start_ticks);
-        let per_second = u128::from(self.host.ticks_per_second());
-        let started_ns = u64::try_from(ticks * u128::from(NS_PER_SECOND) / per_second);
-        let started_ns = started_ns.unwrap_or(u64::MAX);
+        let started_ns = self.ticks_to_ns(lookup.stat(init)?.start_ticks);
         let same = |known: &&Container| known.init == init && known.started_ns == started_ns;
         let known = before.map(|before| &*before.container).filter(same);
         let container = Container {
@@ -283,7 +316,10 @@ impl Callers {
             started_ns,
             pid_depth: lookup.own_pids(init)?.len() - 1,
             cgroups: boundary.cgroups,
-            history: known.map(|known| Arc::clone(&known.history)).unwrap_or_default(),
+            history: match known {
+                Some(known) => Arc::clone(&known.history),
+                None => self.memory.history(init, started_ns),
+            },
         };
         let entry = Entry {
             container: Arc::new(container),

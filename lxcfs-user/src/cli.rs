@@ -28,7 +28,7 @@ Exit status:
   2  the command line is wrong
 
 Signals:
-  SIGUSR1  accepted as LXCFS's reload; there is nothing to reload
+  SIGUSR1  start the program anew, beside the running one, and hand over to it when it is ready
   SIGUSR2  show everybody the host's files, or end that
 
 Environment:
@@ -74,6 +74,12 @@ pub struct Serve {
     /// Threads that answer requests
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub threads: u16,
+    /// Serve in this process, with nobody to start another when it dies; readers then get ENOTCONN
+    #[arg(long)]
+    pub no_keeper: bool,
+    /// Leave the mount where it is at the end: readers get ENOTCONN until the next start
+    #[arg(long)]
+    pub leave_mounted: bool,
     /// File to write our pid to, and to lock [default: RUNTIME_DIR/lxcfs.pid]
     #[arg(short, long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
@@ -139,6 +145,17 @@ pub enum Command {
         /// Which CPUs a container is shown, where no daemon says it
         #[arg(long, value_enum, default_value_t)]
         cpu_view: View,
+    },
+    /// Have another program, or the same one anew, serve a mount in place of the one that does, with no reader noticing
+    Upgrade {
+        /// The program [default: the running one's file, as it is now]
+        program: Option<PathBuf>,
+        /// Where the daemon is mounted
+        #[arg(long, default_value = DEFAULT_MOUNT_POINT, value_name = "MOUNTPOINT")]
+        mount: PathBuf,
+        /// The daemon's --runtime-dir
+        #[arg(long, default_value = "/run", value_name = "DIR")]
+        runtime_dir: PathBuf,
     },
     /// Print a completion script
     Completion {

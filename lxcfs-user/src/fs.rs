@@ -23,12 +23,14 @@ use rustix::process::{Resource, getrlimit};
 
 pub use self::adapter::panics;
 use self::attributes::{READ, Sizes, WRITE, Who};
-use self::handle::Handles;
+pub use self::handle::Handles;
+use self::handle::Range;
 pub use self::pollers::{Pollers, Set, Wish};
 use self::sysfs::Sysfs;
 use self::tree::{Directory, Node};
 use crate::caller::Privilege;
 use crate::error::{Errno, Error, Result};
+use crate::keep::workers::Workers;
 use crate::model::file::{File, Resource as PressureOf};
 use crate::model::topology::{Place, Shown};
 use crate::road::Road;
@@ -47,12 +49,13 @@ pub struct LxcFs {
     road: Arc<Road>,
     host: Arc<Host>,
     sysfs: Sysfs,
-    handles: Handles,
+    handles: Arc<Handles>,
     pollers: Arc<Pollers>,
     /// Whether the kernel lets only the privileged open pressure files for writing.
     triggers_take_privilege: bool,
     sizes: Sizes,
     mounted: SystemTime,
+    workers: Arc<Workers>,
 }
 
 /// One name of a listing.
@@ -63,22 +66,34 @@ struct Name {
 }
 
 impl LxcFs {
-    /// A filesystem that asks `road` for its pages.
+    /// A filesystem that asks `road` for its pages, of the mount made at `mounted`.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn new(road: Arc<Road>, host: Arc<Host>) -> Result<Self> {
+    pub fn new(
+        road: Arc<Road>,
+        host: Arc<Host>,
+        mounted: SystemTime,
+        handles: Arc<Handles>,
+        workers: Arc<Workers>,
+    ) -> Result<Self> {
         let sysfs = Sysfs::new(Arc::clone(&host));
-        let mounted = SystemTime::now();
-        let epoch = mounted.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Two daemons on one mount, one after the other, start a second apart: their handles never meet.
-        let handles = Handles::new(epoch.as_secs() << 32);
         let sizes = Sizes::measure(&host);
         let triggers_take_privilege = trigger::takes_privilege(&host);
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
         let most = usize::try_from(descriptors / 8).unwrap_or(usize::MAX);
         let pollers = Arc::new(Pollers::new(most)?);
-        Ok(Self { road, host, sysfs, handles, pollers, triggers_take_privilege, sizes, mounted })
+        Ok(Self {
+            road,
+            host,
+            sysfs,
+            handles,
+            pollers,
+            triggers_take_privilege,
+            sizes,
+            mounted,
+            workers,
+        })
     }
 
     /// The triggers set through this filesystem.
@@ -192,9 +207,9 @@ impl LxcFs {
         if is_refused { Err(Errno::PERM) } else { Ok(privilege) }
     }
 
-    fn read(&self, node: INodeNo, handle: FileHandle, offset: u64, tid: u32) -> Result<Bytes> {
+    fn read(&self, node: INodeNo, handle: FileHandle, range: Range, tid: u32) -> Result<Bytes> {
         let node = Node::from_number(node);
-        self.handles.page(handle, offset, || match node {
+        self.handles.page(handle, range, || match node {
             Some(Node::File(file)) => self.road.page(file, tid),
             Some(Node::Sysfs(number)) => {
                 let place = self.sysfs.place(number);

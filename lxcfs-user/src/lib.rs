@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod error;
 pub mod files;
 pub mod fs;
+pub mod keep;
 pub mod model;
 pub mod road;
 pub mod source;

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Standard error may be closed; there is nobody left to tell then.
             let _ = writeln!(std::io::stderr(), "lxcfs: {error}");
@@ -35,12 +35,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
-        None if cli.serve.mountpoint.is_none() => Cli::command()
+        None if cli.serve.mountpoint.is_some() => daemon::serve(&cli.serve),
+        command => tell(command.as_ref()).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Everything that ends by itself.
+fn tell(command: Option<&Command>) -> Result<()> {
+    match command {
+        None => Cli::command()
             .error(clap::error::ErrorKind::MissingRequiredArgument, "MOUNTPOINT is missing")
             .exit(),
-        None => daemon::serve(&cli.serve),
         Some(Command::Status { mountpoint, json, runtime_dir }) => {
             status(&control::socket_path(runtime_dir, mountpoint), *json)
         }
@@ -51,6 +58,9 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Cat { pid, file, mount, runtime_dir, cpu_view }) => {
             let socket = control::socket_path(runtime_dir, mount);
             print(&page(&socket, *pid, *file, *cpu_view)?)
+        }
+        Some(Command::Upgrade { program, mount, runtime_dir }) => {
+            upgrade(&control::socket_path(runtime_dir, mount), program.as_deref())
         }
         Some(Command::Completion { shell }) => {
             let mut script = Vec::new();
@@ -68,11 +78,25 @@ fn run(cli: &Cli) -> Result<()> {
 
 fn status(socket: &Path, json: bool) -> Result<()> {
     let request = if json { "status" } else { "status text" };
-    match control::ask(socket, request)? {
-        Some(report) => print(&report),
-        None => Err(Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
-            .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")),
-    }
+    let report = control::ask(socket, request)?;
+    print(&report.ok_or_else(|| not_running(socket))?)
+}
+
+/// Has the program at `program` take over. Says nothing if it does.
+fn upgrade(socket: &Path, program: Option<&Path>) -> Result<()> {
+    let program = program
+        .map(|program| {
+            std::path::absolute(program).map_err(|error| Error::std("find", program, &error))
+        })
+        .transpose()?
+        .unwrap_or_default();
+    let answer = control::ask(socket, &format!("upgrade {}", program.display()))?;
+    answer.map(|_| ()).ok_or_else(|| not_running(socket))
+}
+
+fn not_running(socket: &Path) -> Error {
+    Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
+        .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")
 }
 
 /// The page from the daemon, or without one, made here.

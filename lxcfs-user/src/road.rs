@@ -15,6 +15,7 @@ use self::fallback::Fallbacks;
 use crate::caller::{Caller, Callers};
 use crate::error::{Errno, Error, Result};
 use crate::files::{self, Policy, View};
+use crate::keep::memory::Memory;
 use crate::model::container::Container;
 use crate::model::file::{File, Resource};
 use crate::model::topology::{Place, Shown, Tree};
@@ -47,6 +48,7 @@ pub struct Road {
     policy: Policy,
     fallbacks: Fallbacks,
     passthrough: AtomicBool,
+    memory: Arc<Memory>,
 }
 
 impl Road {
@@ -57,6 +59,7 @@ impl Road {
         source: Arc<dyn Source>,
         machine: Arc<dyn Machine>,
         policy: Policy,
+        memory: Arc<Memory>,
     ) -> Self {
         Self {
             callers,
@@ -65,6 +68,7 @@ impl Road {
             policy,
             fallbacks: Fallbacks::default(),
             passthrough: AtomicBool::new(false),
+            memory,
         }
     }
 
@@ -76,7 +80,12 @@ impl Road {
     pub fn page(&self, file: File, tid: u32) -> Result<Bytes> {
         let made = self.made(tid, file.path(), |view| {
             let mut page = Vec::with_capacity(4_096);
-            files::page(file, view, &mut page).map(|()| page)
+            files::page(file, view, &mut page)?;
+            // Before the page is served: what was shown may not be forgotten.
+            if file.remembers() {
+                self.memory.remember(view.container);
+            }
+            Ok(page)
         })?;
         let host = || {
             let mut page = Vec::with_capacity(4_096);
@@ -191,6 +200,12 @@ impl Road {
     #[must_use]
     pub fn is_passthrough(&self) -> bool {
         self.passthrough.load(Ordering::Relaxed)
+    }
+
+    /// What pages are made from.
+    #[must_use]
+    pub fn parts(&self) -> (&dyn Source, &dyn Machine, &Policy) {
+        (&*self.source, &*self.machine, &self.policy)
     }
 
     /// What was served from the host, and why.

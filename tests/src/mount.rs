@@ -44,7 +44,17 @@ impl Daemon {
     /// # Errors
     /// It does not come to serve.
     pub fn start_in<S: AsRef<OsStr>>(directory: PathBuf, options: &[S]) -> Result<Self> {
-        Self::launch(directory.join("mnt"), directory, options)
+        Self::launch(command_at(&directory, &directory.join("mnt")), directory, options)
+    }
+
+    /// Starts another program than ours, or a copy of it.
+    ///
+    /// # Errors
+    /// It does not come to serve.
+    pub fn start_program_in(program: &Path, directory: PathBuf, options: &[&str]) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("--runtime-dir").arg(directory.join("run")).arg(directory.join("mnt"));
+        Self::launch(command, directory, options)
     }
 
     /// Starts one that mounts at `mount_point`.
@@ -52,15 +62,17 @@ impl Daemon {
     /// # Errors
     /// It does not come to serve.
     pub fn start_at<S: AsRef<OsStr>>(mount_point: PathBuf, options: &[S]) -> Result<Self> {
-        Self::launch(mount_point, new_directory()?, options)
+        let directory = new_directory()?;
+        let mut daemon = Self::launch(command_at(&directory, &mount_point), directory, options)?;
+        daemon.mount_point = mount_point;
+        Ok(daemon)
     }
 
     fn launch<S: AsRef<OsStr>>(
-        mount_point: PathBuf,
+        mut command: Command,
         directory: PathBuf,
         options: &[S],
     ) -> Result<Self> {
-        let mut command = command_at(&directory, &mount_point);
         let names = |option: &S| option.as_ref() == "--accounting";
         if !options.iter().any(names) {
             // Loading the programs takes a second, ten in an emulated guest: tests that are about them ask for them.
@@ -73,7 +85,7 @@ impl Daemon {
             .process_group(0)
             .spawn()
             .context("start lxcfs: is it built?")?;
-        let mut daemon = Self { child, mount_point, directory };
+        let mut daemon = Self { child, mount_point: directory.join("mnt"), directory };
         let deadline = Instant::now() + crate::patience(Duration::from_secs(10));
         while !daemon.log().contains("serving at") {
             if daemon.has_ended()? {
@@ -101,10 +113,44 @@ impl Daemon {
         format!(" --runtime-dir {}", self.directory.join("run").display())
     }
 
-    /// Its pid.
+    /// Its pid: the keeper's, unless it has none.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The pid of the process that serves, which may be another one a moment later.
+    ///
+    /// # Panics
+    /// None does for long.
+    #[must_use]
+    pub fn server(&self) -> u32 {
+        let point = self.mount_point.display().to_string();
+        let ask = || -> Option<u32> {
+            let output = self.run(&["status", "--json", &point]).ok()?;
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+            status["pid"].as_u64()?.try_into().ok()
+        };
+        let mut server = None;
+        crate::wait_for("somebody to serve", || {
+            server = ask();
+            server.is_some()
+        });
+        server.expect("waited for it")
+    }
+
+    /// Waits until another process than `before` serves, and returns its pid.
+    ///
+    /// # Panics
+    /// It does not come to that.
+    #[must_use]
+    pub fn server_after(&self, before: u32) -> u32 {
+        let mut server = before;
+        crate::wait_for("another one to serve", || {
+            server = self.server();
+            server != before
+        });
+        server
     }
 
     /// Where it is mounted.
@@ -163,13 +209,20 @@ impl Daemon {
         self.wait()
     }
 
-    /// Kills it as a crash would, and waits.
+    /// Kills it and its keeper, so that nobody keeps the mount, and waits.
     ///
     /// # Errors
     /// It cannot be waited for.
     pub fn crash(&mut self) -> Result<ExitStatus> {
+        let server = self.server();
+        // Or it would start another.
+        self.signal(Signal::SIGSTOP)?;
+        kill(Pid::from_raw(server.try_into()?), Signal::SIGKILL).context("kill lxcfs")?;
         self.signal(Signal::SIGKILL)?;
-        self.wait()
+        let status = self.wait()?;
+        let ended = || !Path::new(&format!("/proc/{server}/fd/0")).exists();
+        crate::wait_for("the daemon to end", ended);
+        Ok(status)
     }
 
     /// Waits for its end.

@@ -64,7 +64,7 @@ const GUEST_ENVIRONMENT: [(&str, &str); 4] = [
 ];
 
 /// Our programs that the root tests start.
-const PROGRAMS: [&str; 4] = ["lxcfs", "burden", "contain", "hammer"];
+const PROGRAMS: [&str; 5] = ["lxcfs", "burden", "contain", "hammer", "witness"];
 
 /// Long enough for any suite on this machine; a guest has ten times as long.
 const SUITE_TIMEOUT: Duration = Duration::from_secs(90);

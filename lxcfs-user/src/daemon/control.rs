@@ -1,6 +1,7 @@
-//! The control socket: one request line, one answer, for `lxcfs status`, `lxcfs top` and `lxcfs cat`.
+//! The control socket: one request line, one answer, for `lxcfs status`, `top`, `cat` and `upgrade`.
 //!
-//! Requests are `status`, `status text`, `survey` and `cat PID FILE`; an answer is `ok` or `error TEXT` on a line, and behind `ok` the bytes.
+//! Requests are `status`, `status text`, `survey`, `cat PID FILE` and `upgrade [PATH]`; an answer is `ok` or `error TEXT`
+//! on a line, and behind `ok` the bytes.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
 
 use super::status::Status;
 use crate::error::{Errno, Error, Result};
@@ -17,10 +19,13 @@ use crate::model::file::File;
 use crate::road::Road;
 
 /// The longest request line.
-const LONGEST_REQUEST: u64 = 256;
+const LONGEST_REQUEST: u64 = 8_192;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same where another daemon has to start first.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(90);
 
 /// The socket of the daemon mounted at `mount_point`.
 #[must_use]
@@ -34,6 +39,12 @@ pub fn socket_path(runtime_dir: &Path, mount_point: &Path) -> PathBuf {
 /// # Errors
 /// The directory or the socket cannot be made.
 pub(super) fn listen(path: &Path) -> Result<UnixListener> {
+    make_room(path)?;
+    UnixListener::bind(path).map_err(|error| Error::std("listen on", path, &error))
+}
+
+/// Makes the directory of a socket, root's alone, and takes away what is in the socket's place.
+pub(super) fn make_room(path: &Path) -> Result<()> {
     let failed = |operation| move |error: std::io::Error| Error::std(operation, path, &error);
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
@@ -43,12 +54,28 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener> {
     // One left by a crash: the pidfile's lock says that nobody listens on it any more.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("replace")(error)),
-        _ => UnixListener::bind(path).map_err(failed("listen on")),
+        _ => Ok(()),
     }
 }
 
+/// A wish for another program in our place.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    /// Which; the one we are, if it was not named.
+    pub(super) program: Option<PathBuf>,
+    /// Told whether it is ready to take over.
+    pub(super) answer: oneshot::Sender<Result<(), String>>,
+    /// Ends when the answer has gone out.
+    pub(super) answered: oneshot::Receiver<()>,
+}
+
 /// Answers requests for ever.
-pub(super) async fn serve(listener: UnixListener, road: Arc<Road>, status: Arc<Status>) {
+pub(super) async fn serve(
+    listener: UnixListener,
+    road: Arc<Road>,
+    status: Arc<Status>,
+    upgrades: mpsc::Sender<Upgrade>,
+) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -59,9 +86,10 @@ pub(super) async fn serve(listener: UnixListener, road: Arc<Road>, status: Arc<S
                 continue;
             }
         };
-        let (road, status) = (Arc::clone(&road), Arc::clone(&status));
+        let (road, status, upgrades) = (Arc::clone(&road), Arc::clone(&status), upgrades.clone());
         tokio::spawn(async move {
-            let answered = tokio::time::timeout(PATIENCE, converse(stream, road, status)).await;
+            let conversation = converse(stream, road, status, upgrades);
+            let answered = tokio::time::timeout(UPGRADE_PATIENCE, conversation).await;
             if let Ok(Err(error)) = answered {
                 tracing::debug!("answer on the control socket: {error}");
             }
@@ -73,18 +101,45 @@ async fn converse(
     mut stream: tokio::net::UnixStream,
     road: Arc<Road>,
     status: Arc<Status>,
+    upgrades: mpsc::Sender<Upgrade>,
 ) -> std::io::Result<()> {
     let mut request = Vec::new();
     let (reader, mut writer) = stream.split();
     let mut reader = reader.take(LONGEST_REQUEST);
-    while !request.contains(&b'\n') && reader.read_buf(&mut request).await? > 0 {}
-    // Making a page reads files: not on the thread that waits for signals.
-    let answer = tokio::task::spawn_blocking(move || answer(&request, &road, &status)).await;
+    let read = async {
+        while !request.contains(&b'\n') && reader.read_buf(&mut request).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    tokio::time::timeout(PATIENCE, read).await??;
+    // Kept until the answer has gone out: we end after an upgrade.
+    let (_answering, answered) = oneshot::channel();
+    let answer = match request.strip_prefix(b"upgrade") {
+        Some(program) => Ok(upgrade(program, &upgrades, answered).await),
+        // Making a page reads files: not on the thread that waits for signals.
+        None => tokio::task::spawn_blocking(move || answer(&request, &road, &status)).await,
+    };
     let text = match answer.unwrap_or_else(|_| Err("the request panicked".to_owned())) {
         Ok(bytes) => [b"ok\n", bytes.as_slice()].concat(),
         Err(error) => format!("error {error}\n").into_bytes(),
     };
     writer.write_all(&text).await
+}
+
+async fn upgrade(
+    program: &[u8],
+    upgrades: &mpsc::Sender<Upgrade>,
+    written: oneshot::Receiver<()>,
+) -> Result<Vec<u8>, String> {
+    use std::os::unix::ffi::OsStrExt;
+    let program = std::ffi::OsStr::from_bytes(program.trim_ascii());
+    let program = (!program.is_empty()).then(|| PathBuf::from(program));
+    let (answer, answered) = oneshot::channel();
+    let lost = "the daemon is ending";
+    upgrades
+        .send(Upgrade { program, answer, answered: written })
+        .await
+        .map_err(|_| lost.to_owned())?;
+    answered.await.unwrap_or_else(|_| Err(lost.to_owned())).map(|()| Vec::new())
 }
 
 fn answer(request: &[u8], road: &Road, status: &Status) -> Result<Vec<u8>, String> {
@@ -125,7 +180,8 @@ pub fn ask(socket: &Path, request: &str) -> Result<Option<Vec<u8>>> {
         }
         connected => connected.map_err(failed("connect to"))?,
     };
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed("use"))?;
+    let patience = if request.starts_with("upgrade") { UPGRADE_PATIENCE } else { PATIENCE };
+    stream.set_read_timeout(Some(patience)).map_err(failed("use"))?;
     writeln!(stream, "{request}").map_err(failed("ask"))?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(failed("read the answer of"))?;

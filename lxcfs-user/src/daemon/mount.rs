@@ -12,6 +12,9 @@ use crate::error::{Errno, Error, Result};
 const DEVICE: &str = "/dev/fuse";
 const FILESYSTEM: &str = "fuse.lxcfs";
 
+/// As many links in a row as the kernel follows.
+const LONGEST_CHAIN: usize = 40;
+
 /// Options of libfuse that change nothing here, because each is always or never so.
 const IGNORED: [&str; 13] = [
     "allow_other",
@@ -51,7 +54,7 @@ impl Mount {
         if !point.is_dir() {
             return Err(Error::io("mount at", &point, Errno::NOTDIR));
         }
-        if mounted_type(&point).is_some_and(|kind| kind == FILESYSTEM) {
+        if mounted(&point).is_some_and(|mounted| mounted.kind == FILESYSTEM) {
             let cause = "another lxcfs is mounted there";
             return Err(Error::because("mount at", &point, Errno::BUSY, cause)
                 .hint("stop it, or mount somewhere else"));
@@ -72,6 +75,16 @@ impl Mount {
             },
         )?;
         Ok((Self { point }, device))
+    }
+
+    /// A mount of ours that is there already.
+    pub(super) const fn existing(point: PathBuf) -> Self {
+        Self { point }
+    }
+
+    /// The kernel's device number of what is mounted there.
+    pub(super) fn device_number(&self) -> Option<u64> {
+        mounted(&self.point).map(|mounted| mounted.device)
     }
 
     /// Where it is mounted.
@@ -106,17 +119,48 @@ fn clear_dead(point: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The type of the filesystem mounted at `point` and nowhere above it.
-fn mounted_type(point: &Path) -> Option<String> {
+/// The path of a mount point without links, found without a look at what is mounted there: nobody may serve it now.
+pub(super) fn resolve(point: &Path) -> PathBuf {
+    let mut path = point.to_owned();
+    for _ in 0..LONGEST_CHAIN {
+        let parent = match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return path,
+        };
+        let (Ok(parent), Some(name)) = (parent.canonicalize(), path.file_name()) else {
+            return path;
+        };
+        let resolved = parent.join(name);
+        match std::fs::read_link(&resolved) {
+            Ok(target) => path = parent.join(target),
+            Err(_) => return resolved,
+        }
+    }
+    path
+}
+
+/// What is mounted at a place.
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    device: u64,
+    kind: String,
+}
+
+/// What is mounted at `point` and nowhere above it.
+fn mounted(point: &Path) -> Option<Mounted> {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let escaped = point.to_str()?.replace(' ', "\\040");
-    let mut types = mountinfo.lines().filter_map(|line| {
+    let mut all = mountinfo.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
-        let here = mount.split(' ').nth(4)? == escaped;
-        here.then(|| filesystem.split(' ').next().unwrap_or_default().to_owned())
+        let mut fields = mount.split(' ').skip(2);
+        let (major, minor) = fields.next()?.split_once(':')?;
+        let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
+        let kind = filesystem.split(' ').next().unwrap_or_default().to_owned();
+        (fields.nth(1)? == escaped).then_some(Mounted { device, kind })
     });
     // The last line of a place is what is on top.
-    types.next_back()
+    all.next_back()
 }
 
 fn parse_options(options: &[String]) -> Result<MountFlags> {
@@ -164,8 +208,19 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_point_is_resolved_like_any_path() {
+        for path in ["/proc", "/proc/self", "/dev/fd", "src", "/"] {
+            let ours = resolve(Path::new(path));
+            assert_eq!(ours, Path::new(path).canonicalize().unwrap(), "{path}");
+        }
+        assert_eq!(resolve(Path::new("/nonexistent/x")), Path::new("/nonexistent/x"));
+    }
+
+    #[test]
     fn the_type_of_a_mount_is_that_of_its_own_place() {
-        assert_eq!(mounted_type(Path::new("/proc")).as_deref(), Some("proc"));
-        assert_eq!(mounted_type(Path::new("/proc/self")), None);
+        let proc = mounted(Path::new("/proc")).unwrap();
+        assert_eq!(proc.kind, "proc");
+        assert_eq!(proc.device, rustix::fs::stat("/proc").unwrap().st_dev);
+        assert_eq!(mounted(Path::new("/proc/self")), None);
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::caller::Callers;
 use crate::error::{Error, Result};
+use crate::keep::memory::Memory;
 use crate::model::load::PERIOD_NS;
 use crate::source::cgroup::CgroupFiles;
 
@@ -14,7 +15,11 @@ const PERIOD: Duration = Duration::from_nanos(PERIOD_NS);
 ///
 /// # Errors
 /// No thread can be made.
-pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>) -> Result<()> {
+pub(super) fn start(
+    callers: Arc<Callers>,
+    files: Arc<CgroupFiles>,
+    memory: Arc<Memory>,
+) -> Result<()> {
     let run = move || {
         callers.wake_at_first_container(std::thread::current());
         let mut due = Instant::now();
@@ -26,8 +31,11 @@ pub(super) fn start(callers: Arc<Callers>, files: Arc<CgroupFiles>) -> Result<()
                 continue;
             }
             for container in containers {
-                if let Err(error) = files.sample_load(&container) {
-                    tracing::debug!("sample the load of {}: {error}", container.init);
+                match files.sample_load(&container) {
+                    Ok(_) => memory.remember(&container),
+                    Err(error) => {
+                        tracing::debug!("sample the load of {}: {error}", container.init);
+                    }
                 }
             }
             due += PERIOD;

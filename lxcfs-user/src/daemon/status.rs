@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::files::Policy;
+use crate::keep::store::Store;
 use crate::model::cpus::CpuView;
 use crate::road::Road;
 use crate::road::fallback::{Decided, Fallback};
@@ -20,6 +21,8 @@ pub struct Status {
     pub policy: Policy,
     /// Which source supplies which group.
     pub supplies: Vec<Supply>,
+    /// Who keeps the mount when the daemon dies.
+    pub store: Store,
 }
 
 /// A report of one moment.
@@ -27,6 +30,10 @@ pub struct Status {
 pub struct Report {
     version: &'static str,
     pid: u32,
+    /// Who keeps the mount when this process dies: `systemd`, `keeper` or `nobody`.
+    kept_by: &'static str,
+    /// The keeper's pid, where it is one of ours.
+    keeper: Option<u32>,
     mount_point: PathBuf,
     cpu_view: CpuView,
     swap: bool,
@@ -51,6 +58,15 @@ impl Status {
         Report {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
+            kept_by: match self.store {
+                Store::None => "nobody",
+                Store::Systemd => "systemd",
+                Store::Keeper(_) => "keeper",
+            },
+            keeper: match self.store {
+                Store::Keeper(pid) => Some(pid),
+                Store::None | Store::Systemd => None,
+            },
             mount_point: self.mount_point.clone(),
             cpu_view: self.policy.cpu_view,
             swap: self.policy.swap,
@@ -70,6 +86,10 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mount_point = self.mount_point.display();
         writeln!(f, "lxcfs {} at {mount_point}, pid {}", self.version, self.pid)?;
+        match self.keeper {
+            Some(keeper) => writeln!(f, "  kept by            keeper, pid {keeper}")?,
+            None => writeln!(f, "  kept by            {}", self.kept_by)?,
+        }
         writeln!(f, "  containers known   {}", self.containers)?;
         writeln!(f, "  cpu view           {}", format!("{:?}", self.cpu_view).to_lowercase())?;
         if self.passthrough {

@@ -16,10 +16,11 @@ use fuser::{
 };
 
 use super::attributes::{READ, WRITE, Who, attributes_ttl};
-use super::handle::slice;
+use super::handle::{Range, slice};
 use super::tree::Node;
 use super::{LxcFs, TTL};
 use crate::error::Errno;
+use crate::keep::workers::{Operation, Working};
 
 /// Requests that ended in a panic, in the life of this process.
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -47,6 +48,11 @@ fn who(request: &Request) -> Who {
 }
 
 impl LxcFs {
+    /// To be held until the reply is sent.
+    fn begin(&self, request: &Request, operation: Operation, node: INodeNo) -> Working<'_> {
+        self.workers.begin(request.unique().0, operation, node.0)
+    }
+
     fn reply_attributes(&self, node: INodeNo, tid: u32, reply: ReplyAttr) {
         match guarded(|| self.attributes(Node::from_number(node).ok_or(Errno::NOENT)?, tid)) {
             Ok(attributes) => reply.attr(&attributes_ttl(&attributes), &attributes),
@@ -67,6 +73,7 @@ impl Filesystem for LxcFs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _working = self.begin(request, Operation::Lookup, parent);
         match guarded(|| Self::lookup(self, parent, name, request.pid())) {
             Ok(attributes) => {
                 let ttl = attributes_ttl(&attributes);
@@ -83,6 +90,7 @@ impl Filesystem for LxcFs {
         handle: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
+        let _working = self.begin(request, Operation::Attributes, node);
         // Asked with a handle it is not for stat(2) but for lseek(2) to the end, which procfs refuses.
         if handle.is_some() {
             return reply.error(fuser::Errno::EINVAL);
@@ -109,6 +117,7 @@ impl Filesystem for LxcFs {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _working = self.begin(request, Operation::Other, node);
         let checked = guarded(|| {
             if mode.is_some() || uid.is_some() || gid.is_some() {
                 Err(Errno::PERM)
@@ -126,6 +135,7 @@ impl Filesystem for LxcFs {
     }
 
     fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        let _working = self.begin(request, Operation::Other, node);
         match guarded(|| self.target(node, request.pid())) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
@@ -133,6 +143,7 @@ impl Filesystem for LxcFs {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _working = self.begin(request, Operation::Open, node);
         match guarded(|| Self::open(self, node, flags, who(request), request.pid())) {
             Ok(handle) => {
                 let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
@@ -153,11 +164,12 @@ impl Filesystem for LxcFs {
         owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _working = self.begin(request, Operation::Read, node);
         // A read without an owner is the page cache's, for sendfile(2) or a mapping. Every container would share it.
         if owner.is_none() {
             return reply.error(fuser::Errno::EINVAL);
         }
-        match guarded(|| Self::read(self, node, handle, offset, request.pid())) {
+        match guarded(|| Self::read(self, node, handle, Range { offset, size }, request.pid())) {
             Ok(page) => reply.data(slice(&page, offset, size)),
             Err(error) => {
                 tracing::debug!("read: {error}");
@@ -194,14 +206,15 @@ impl Filesystem for LxcFs {
 
     fn release(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _working = self.begin(request, Operation::Release, node);
         self.handles.close(handle);
         self.pollers.close(handle);
         reply.ok();
@@ -226,6 +239,7 @@ impl Filesystem for LxcFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _working = self.begin(request, Operation::List, node);
         match guarded(|| self.names(node, request.pid())) {
             Ok(names) => {
                 let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -245,6 +259,7 @@ impl Filesystem for LxcFs {
     }
 
     fn access(&self, request: &Request, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let _working = self.begin(request, Operation::Other, node);
         let wanted = |flag, bit| if mask.contains(flag) { bit } else { 0 };
         let checked = guarded(|| {
             let bits = wanted(AccessFlags::R_OK, READ) | wanted(AccessFlags::W_OK, WRITE);

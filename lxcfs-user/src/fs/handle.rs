@@ -1,54 +1,112 @@
 //! Open files. A page is made when it is read from its start and kept for the rest of that reading, as the kernel's
-//! seq_file does: however small the pieces, they are of one page.
+//! seq_file does: however small the pieces, they are of one page, also when another daemon serves the rest.
+//!
+//! The journal gets what that takes. Most readers take the whole page at once, and of it only the length is written down,
+//! so that the next daemon knows where it ended; of a page that is read in pieces, the page.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use fuser::FileHandle;
 
+use crate::keep::journal::{Content, Journal, Kind, Record};
+
 /// The handles of a mount.
 #[derive(Debug)]
-pub(super) struct Handles {
-    next: AtomicU64,
+pub struct Handles {
+    journal: Arc<Journal>,
     /// The page of each handle that has been read. A handle never read has none and costs nothing.
-    pages: Mutex<HashMap<u64, Bytes>>,
+    pages: Mutex<HashMap<u64, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    page: Page,
+    /// `None`: the journal is full, and the page does not outlive us.
+    record: Option<Record>,
+}
+
+#[derive(Debug)]
+enum Page {
+    Whole(Bytes),
+    /// A daemon before us has served all of it.
+    Length(usize),
+}
+
+/// What of a page a read asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Range {
+    pub(super) offset: u64,
+    pub(super) size: u32,
 }
 
 impl Handles {
-    /// `first` is where numbers start; another daemon on the same mount must not have given them out before.
-    pub(super) fn new(first: u64) -> Self {
-        Self { next: AtomicU64::new(first), pages: Mutex::default() }
+    /// The handles of the mount that `journal` is of.
+    #[must_use]
+    pub fn new(journal: Arc<Journal>) -> Self {
+        Self { journal, pages: Mutex::default() }
+    }
+
+    /// Learns the pages of a daemon before us. The journal must be ours by then.
+    pub fn take_over(&self) {
+        let kept = self.journal.list(Kind::Handle).into_iter().map(|kept| {
+            let page = kept.bytes.map_or(Page::Length(kept.length), |b| Page::Whole(b.into()));
+            (kept.key[0], Held { page, record: Some(kept.record) })
+        });
+        self.lock().extend(kept);
     }
 
     pub(super) fn open(&self) -> FileHandle {
-        FileHandle(self.next.fetch_add(1, Ordering::Relaxed))
+        FileHandle(self.journal.next_handle())
     }
 
-    /// The page to serve a read at `offset` from. `make` makes a new one, and is called at the start of a page and
-    /// where there is none; no lock is held over it.
+    /// The page to serve a read from. `make` makes a new one, and is called at the start of a page and where there is
+    /// none; no lock is held over it.
     pub(super) fn page<E>(
         &self,
         handle: FileHandle,
-        offset: u64,
+        range: Range,
         make: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Bytes, E> {
-        if offset > 0
-            && let Some(page) = self.lock().get(&handle.0)
+        if range.offset > 0
+            && let Some(held) = self.lock().get(&handle.0)
         {
-            return Ok(page.clone());
+            match &held.page {
+                Page::Whole(page) => return Ok(page.clone()),
+                Page::Length(length) if range.offset >= *length as u64 => return Ok(Bytes::new()),
+                Page::Length(_) => {}
+            }
         }
         let page = make()?;
-        self.lock().insert(handle.0, page.clone());
+        self.hold(handle, range, page.clone());
         Ok(page)
     }
 
-    pub(super) fn close(&self, handle: FileHandle) {
-        self.lock().remove(&handle.0);
+    /// Remembers the page, here and in the journal, before any of it is served.
+    fn hold(&self, handle: FileHandle, range: Range, page: Bytes) {
+        let is_served = range.offset == 0 && range.size as usize >= page.len();
+        let content = if is_served { Content::Length(page.len()) } else { Content::Bytes(&page) };
+        let mut pages = self.lock();
+        let known = pages.get(&handle.0).and_then(|held| held.record);
+        let record = match known {
+            Some(record) => {
+                self.journal.replace(record, content);
+                known
+            }
+            None => self.journal.put(Kind::Handle, [handle.0, 0], content),
+        };
+        pages.insert(handle.0, Held { page: Page::Whole(page), record });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Bytes>> {
+    pub(super) fn close(&self, handle: FileHandle) {
+        let held = self.lock().remove(&handle.0);
+        if let Some(record) = held.and_then(|held| held.record) {
+            self.journal.remove(record);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Held>> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,23 +130,50 @@ mod tests {
         Ok(Bytes::from_static(text.as_bytes()))
     }
 
+    fn handles() -> Handles {
+        Handles::new(Arc::new(crate::keep::journal::tests::journal()))
+    }
+
+    const START: Range = Range { offset: 0, size: 2 };
+    const REST: Range = Range { offset: 2, size: 2 };
+
     #[test]
     fn a_page_lasts_until_the_next_read_from_the_start() {
-        let handles = Handles::new(1);
+        let handles = handles();
         let handle = handles.open();
-        assert_eq!(handles.page(handle, 0, || page("one")).unwrap(), "one");
-        assert_eq!(handles.page(handle, 2, || page("two")).unwrap(), "one");
-        assert_eq!(handles.page(handle, 0, || page("two")).unwrap(), "two");
+        assert_eq!(handles.page(handle, START, || page("one")).unwrap(), "one");
+        assert_eq!(handles.page(handle, REST, || page("two")).unwrap(), "one");
+        assert_eq!(handles.page(handle, START, || page("two")).unwrap(), "two");
         assert_ne!(handles.open(), handle);
     }
 
     #[test]
     fn a_first_read_in_the_middle_makes_the_page() {
-        let handles = Handles::new(1);
+        let handles = handles();
         let handle = handles.open();
-        assert_eq!(handles.page(handle, 2, || page("page")).unwrap(), "page");
+        assert_eq!(handles.page(handle, REST, || page("page")).unwrap(), "page");
         handles.close(handle);
-        assert_eq!(handles.page(handle, 2, || page("anew")).unwrap(), "anew");
+        assert_eq!(handles.page(handle, REST, || page("anew")).unwrap(), "anew");
+    }
+
+    #[test]
+    fn the_next_daemon_serves_the_rest_of_the_same_page() {
+        let first = handles();
+        let (pieces, whole, unread) = (first.open(), first.open(), first.open());
+        first.page(pieces, START, || page("pieces")).unwrap();
+        first.page(whole, Range { offset: 0, size: 100 }, || page("whole")).unwrap();
+        let closed = first.open();
+        first.page(closed, START, || page("closed")).unwrap();
+        first.close(closed);
+        let next = Handles::new(Arc::clone(&first.journal));
+        next.take_over();
+        assert_eq!(next.page(pieces, REST, || page("another")).unwrap(), "pieces");
+        let end = Range { offset: 5, size: 100 };
+        assert_eq!(next.page(whole, end, || page("a longer one")).unwrap(), "");
+        assert_eq!(next.page(whole, REST, || page("anew")).unwrap(), "anew");
+        assert_eq!(next.page(unread, START, || page("anew")).unwrap(), "anew");
+        assert_eq!(next.lock().len(), 3);
+        assert!(![pieces, whole, unread, closed].contains(&next.open()));
     }
 
     proptest! {

@@ -1,6 +1,8 @@
 //! Who asks: one container, as the sources need to know it.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use super::load::LoadAverage;
 use super::monotonic::{CpuHistory, CpuTimes, IdleHistory};
@@ -85,8 +87,45 @@ pub struct History {
     pub last_pid: Mutex<Option<(u64, u32)>>,
 }
 
+/// What of a [`History`] the next daemon has to know. A field that a version does not know is left out by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Carried {
+    cpu: CpuHistory,
+    load: Option<LoadHistory>,
+    before: Option<Before>,
+}
+
+impl History {
+    /// What the next daemon has to know.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        Carried {
+            cpu: lock(&self.cpu).clone(),
+            load: lock(&self.load).clone(),
+            before: self.before.get().cloned(),
+        }
+    }
+
+    /// Goes on from what a daemon before us knew.
+    pub fn resume(&self, carried: Carried) {
+        *lock(&self.cpu) = carried.cpu;
+        *lock(&self.load) = carried.load;
+        if let Some(before) = carried.before {
+            // Found out already, it is the same.
+            let _ = self.before.set(before);
+        }
+    }
+}
+
+/// What a panic leaves in here is a plain value and stays usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What was there before the kernel side began to count. All zero for a container that is younger.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Before {
     /// CPU time used, by host CPU number.
     pub per_cpu: Vec<CpuTimes>,
@@ -95,7 +134,8 @@ pub struct Before {
 }
 
 /// A container's load average as it was at the last sample.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LoadHistory {
     /// The averages at `sampled_ns`.
     pub average: LoadAverage,
@@ -108,7 +148,8 @@ pub struct LoadHistory {
 }
 
 /// The tasks of a container at one instant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tasks {
     /// Threads running or waiting for a CPU (state `R`).
     pub running: u32,

@@ -46,6 +46,12 @@ impl File {
         Self::Vmstat,
     ];
 
+    /// Whether its page depends on what earlier pages said, or makes later ones depend on it.
+    #[must_use]
+    pub const fn remembers(self) -> bool {
+        matches!(self, Self::Loadavg | Self::Stat | Self::Uptime)
+    }
+
     /// The path below `/`, on the host and in our mount alike.
     #[must_use]
     pub const fn path(self) -> &'static str {

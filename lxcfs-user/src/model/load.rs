@@ -26,7 +26,7 @@ const FORGOTTEN: u64 = 8_192;
 pub const PERIOD_NS: u64 = 5_004_000_000;
 
 /// The averages over 1, 5 and 15 minutes, with 32 fraction bits.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LoadAverage([u64; 3]);
 
 impl LoadAverage {

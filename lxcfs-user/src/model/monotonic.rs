@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// CPU time by kind, nanoseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CpuTimes {
     /// Normal priority in user mode.
     pub user_ns: u64,
@@ -59,7 +62,8 @@ impl CpuTimes {
 }
 
 /// What was last shown for each CPU, by the number shown, and what it was made from.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CpuHistory {
     cpus: BTreeMap<u32, Last>,
     /// What each CPU was dealt of times that are not known by CPU.
@@ -68,7 +72,8 @@ pub struct CpuHistory {
     dealt_total: CpuTimes,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct Last {
     shown: CpuTimes,
     up_ns: u64,

@@ -1,0 +1,240 @@
+//! The threads that answer requests: what each works on, for the journal and the watchdog, and how they come to rest.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::journal::Journal;
+
+/// Words of one thread in the journal: the request, what it is, of which node, by which thread. The fifth is not the
+/// thread's: together they are the requests that a daemon was given a second time.
+pub(super) const WORDS: usize = 8;
+/// As many threads as the command line allows.
+const THREADS: usize = 64;
+
+const REQUEST: usize = 0;
+const OPERATION: usize = 1;
+const NODE: usize = 2;
+const THREAD: usize = 3;
+const REPEATED: usize = 4;
+
+/// Set in the number of a request that the kernel asks a second time.
+const RESENT: u64 = 1 << 63;
+
+/// What is asked, for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of FUSE")]
+pub enum Operation {
+    Lookup = 1,
+    Attributes = 2,
+    Open = 3,
+    Read = 4,
+    Release = 5,
+    List = 6,
+    Other = 7,
+}
+
+impl Operation {
+    const fn name(number: u64) -> &'static str {
+        match number {
+            1 => "lookup",
+            2 => "getattr",
+            3 => "open",
+            4 => "read",
+            5 => "release",
+            6 => "readdir",
+            _ => "request",
+        }
+    }
+}
+
+/// The threads of one mount.
+#[derive(Debug)]
+pub struct Workers {
+    journal: Arc<Journal>,
+    resting: AtomicBool,
+    /// How many do rest.
+    at_rest: AtomicUsize,
+}
+
+/// A request under work. Dropping it, after the reply, ends that.
+#[derive(Debug)]
+#[must_use]
+pub struct Working<'a> {
+    workers: &'a Workers,
+    slot: Option<usize>,
+}
+
+/// A request that has not been answered yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswered {
+    /// The kernel's number for it.
+    pub request: u64,
+    /// What it asks.
+    pub operation: &'static str,
+    /// Of which node.
+    pub node: u64,
+    /// Our thread.
+    pub thread: u64,
+}
+
+thread_local! {
+    static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+impl Workers {
+    /// The threads that write to `journal`.
+    #[must_use]
+    pub const fn new(journal: Arc<Journal>) -> Self {
+        Self { journal, resting: AtomicBool::new(false), at_rest: AtomicUsize::new(0) }
+    }
+
+    /// Says that this thread works on `request` from now on.
+    pub fn begin(&self, request: u64, operation: Operation, node: u64) -> Working<'_> {
+        let slot = SLOT.with(|slot| slot.get().or_else(|| first_request(slot)));
+        let slot = slot.filter(|slot| *slot < THREADS);
+        let request = request & !RESENT;
+        if let Some(slot) = slot {
+            let store = |nth, value| self.journal.worker(slot, nth).store(value, Ordering::Relaxed);
+            store(OPERATION, operation as u64);
+            store(NODE, node);
+            store(THREAD, thread_id());
+            store(REQUEST, request);
+        }
+        self.journal.latest_request().store(request, Ordering::Relaxed);
+        Working { workers: self, slot }
+    }
+
+    /// Brings the first `threads` threads to rest: each answers what it works on, and reads no further request.
+    ///
+    /// A thread that waits for a request cannot be called; `ask` makes one, which nobody but a thread that does not
+    /// rest yet can answer. Returns whether all rest by `patience`.
+    pub fn rest(&self, threads: usize, patience: Duration, ask: impl Fn()) -> bool {
+        self.resting.store(true, Ordering::SeqCst);
+        let until = Instant::now() + patience;
+        while self.at_rest.load(Ordering::SeqCst) < threads {
+            if Instant::now() > until {
+                return false;
+            }
+            ask();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
+    /// What the threads of `journal`'s last daemon, or of ours, work on.
+    #[must_use]
+    pub fn unanswered(journal: &Journal) -> Vec<Unanswered> {
+        let load = |slot, nth: usize| journal.worker(slot, nth).load(Ordering::Relaxed);
+        let slots = (0..THREADS).filter(|&slot| load(slot, REQUEST) != 0);
+        slots
+            .map(|slot| Unanswered {
+                request: load(slot, REQUEST),
+                operation: Operation::name(load(slot, OPERATION)),
+                node: load(slot, NODE),
+                thread: load(slot, THREAD),
+            })
+            .collect()
+    }
+
+    /// Settles what a daemon before us left: returns the requests that two daemons have died of by now, and remembers
+    /// the others, which will be asked again.
+    #[must_use]
+    pub fn settle(journal: &Journal) -> Vec<Unanswered> {
+        let repeated = |slot| journal.worker(slot, REPEATED);
+        let before: Vec<_> =
+            (0..THREADS).map(|slot| repeated(slot).swap(0, Ordering::Relaxed)).collect();
+        let left = Self::unanswered(journal);
+        for slot in 0..THREADS {
+            journal.worker(slot, REQUEST).store(0, Ordering::Relaxed);
+        }
+        let (deadly, again) =
+            left.into_iter().partition::<Vec<_>, _>(|l| before.contains(&l.request));
+        for (slot, unanswered) in again.iter().enumerate() {
+            repeated(slot).store(unanswered.request, Ordering::Relaxed);
+        }
+        deadly
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.workers.journal.worker(slot, REQUEST).store(0, Ordering::Relaxed);
+        }
+        if self.workers.resting.load(Ordering::Relaxed) {
+            self.workers.at_rest.fetch_add(1, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+/// Gives the thread a slot of its own.
+#[cold]
+fn first_request(slot: &Cell<Option<usize>>) -> Option<usize> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    slot.set(Some(next));
+    Some(next)
+}
+
+/// The number of this thread.
+fn thread_id() -> u64 {
+    thread_local! {
+        static ID: u64 = u64::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap_or(0);
+    }
+    ID.with(|id| *id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::tests::journal;
+    use super::*;
+
+    #[test]
+    fn a_request_is_unanswered_while_it_is_worked_on() {
+        let journal = Arc::new(journal());
+        let workers = Workers::new(Arc::clone(&journal));
+        let working = workers.begin(RESENT | 12, Operation::Read, 17);
+        let unanswered = Workers::unanswered(&journal);
+        assert_eq!((unanswered[0].request, unanswered[0].operation), (12, "read"));
+        assert_eq!(unanswered[0].thread, thread_id());
+        drop(working);
+        assert!(Workers::unanswered(&journal).is_empty());
+        assert_eq!(journal.latest_request().load(Ordering::Relaxed), 12);
+    }
+
+    #[test]
+    fn a_request_that_two_daemons_died_of_is_told() {
+        let journal = Arc::new(journal());
+        let workers = Workers::new(Arc::clone(&journal));
+        for (request, deadly) in [(12, 0), (14, 0), (14, 1), (14, 0)] {
+            std::mem::forget(workers.begin(request, Operation::Read, 17));
+            assert_eq!(Workers::settle(&journal).len(), deadly, "{request}");
+            assert!(Workers::unanswered(&journal).is_empty());
+        }
+    }
+
+    #[test]
+    fn threads_come_to_rest_after_their_answer() {
+        let workers: &'static Workers = Box::leak(Box::new(Workers::new(Arc::new(journal()))));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let receiver: &'static std::sync::Mutex<std::sync::mpsc::Receiver<u64>> =
+            Box::leak(Box::new(std::sync::Mutex::new(receiver)));
+        for _ in 0..2 {
+            std::thread::spawn(|| {
+                let receive = || receiver.lock().expect("no thread panics").recv();
+                while let Ok(request) = receive() {
+                    drop(workers.begin(request, Operation::Lookup, 1));
+                }
+            });
+        }
+        assert!(!workers.rest(2, Duration::from_millis(20), || {}), "nobody was asked anything");
+        assert!(workers.rest(2, Duration::from_secs(10), || {
+            let _ = sender.send(5);
+        }));
+    }
+}

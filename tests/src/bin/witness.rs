@@ -1,0 +1,151 @@
+//! Reads files until its standard input ends: `witness HOW:FILE...`. Then prints for each how many readings there were,
+//! how many failed or were wrong, and how long the longest took, and fails if any was.
+//!
+//! * `path` opens, reads and closes; `held` reads a file that stays open; `pieces` reads a few bytes at a time, and holds
+//!   the pieces against the rest of the same page.
+//! * `counters` reads `/proc/stat` and looks whether a counter fell.
+//! * `calm` is `path` on a file of a daemon that nothing happens to: what takes long there is the machine.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Between two readings: readers are not to be a load.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// More than any page.
+const LARGEST: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+struct Seen {
+    readings: u64,
+    failed: u64,
+    longest: Duration,
+    first: Option<String>,
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let ended = AtomicBool::new(false);
+    let results = std::thread::scope(|scope| {
+        let threads: Vec<_> = arguments
+            .iter()
+            .map(|argument| {
+                let ended = &ended;
+                (argument, scope.spawn(move || witness(argument, ended)))
+            })
+            .collect();
+        let _ = writeln!(std::io::stdout(), "up");
+        // Whatever comes: its end is what we wait for.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        ended.store(true, Ordering::Relaxed);
+        let results = threads.into_iter().map(|(argument, thread)| {
+            let seen = thread.join().unwrap_or_else(|_| bail!("the reader panicked"));
+            seen.map(|seen| (argument.clone(), seen))
+        });
+        results.collect::<Result<Vec<_>>>()
+    })?;
+    let mut failed = 0;
+    for (argument, seen) in results {
+        let Seen { readings, longest, first, .. } = &seen;
+        let first = first.as_deref().unwrap_or("-");
+        let line = format!("{argument} {readings} {} {} {first}", seen.failed, longest.as_micros());
+        writeln!(std::io::stdout(), "{line}")?;
+        failed += seen.failed;
+    }
+    writeln!(std::io::stdout(), "end")?;
+    ensure!(failed == 0, "{failed} readings were wrong");
+    Ok(())
+}
+
+fn witness(argument: &str, ended: &AtomicBool) -> Result<Seen> {
+    let (how, path) = argument.split_once(':').context("HOW:FILE")?;
+    let held = File::open(path)?;
+    let mut counters = BTreeMap::new();
+    let mut seen = Seen::default();
+    while !ended.load(Ordering::Relaxed) {
+        let mut longest = Duration::ZERO;
+        let began = Instant::now();
+        let read = match how {
+            "path" | "calm" => whole(path),
+            "held" => again(&held),
+            "pieces" => pieces(path, seen.readings, &mut longest),
+            "counters" => count(path, &mut counters),
+            _ => bail!("{how} is no way to read"),
+        };
+        // Of many pieces, the one that took longest counts.
+        let took = if longest.is_zero() { began.elapsed() } else { longest };
+        seen.longest = seen.longest.max(took);
+        seen.readings += 1;
+        if let Err(error) = read {
+            seen.failed += 1;
+            seen.first.get_or_insert_with(|| format!("{error:#}").replace('\n', " "));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(seen)
+}
+
+fn whole(path: &str) -> Result<()> {
+    check(&std::fs::read(path)?)
+}
+
+fn again(file: &File) -> Result<()> {
+    let mut page = vec![0; LARGEST];
+    let length = file.read_at(&mut page, 0)?;
+    let end = file.read_at(&mut [0; 64], length as u64)?;
+    ensure!(end == 0, "{end} bytes behind the end");
+    check(&page[..length])
+}
+
+/// The pieces are of one page if it still says the same when it is read once more without a return to its start.
+fn pieces(path: &str, number: u64, longest: &mut Duration) -> Result<()> {
+    let file = File::open(path)?;
+    let mut page = Vec::new();
+    let mut piece = vec![0; 1 + usize::try_from(number % 97)?];
+    loop {
+        let began = Instant::now();
+        let length = file.read_at(&mut piece, page.len() as u64)?;
+        *longest = began.elapsed().max(*longest);
+        if length == 0 {
+            break;
+        }
+        page.extend_from_slice(&piece[..length]);
+        if page.len() % 5 == 0 {
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+    check(&page)?;
+    let mut rest = vec![0; LARGEST];
+    let length = file.read_at(&mut rest, 1)?;
+    // A page that was read in one piece is not kept.
+    ensure!(page.len() <= piece.len() || page[1..] == rest[..length], "pieces of two pages");
+    Ok(())
+}
+
+fn count(path: &str, counters: &mut BTreeMap<String, u64>) -> Result<()> {
+    let text = std::fs::read_to_string(path)?;
+    check(text.as_bytes())?;
+    let counted = ["cpu", "ctxt", "processes", "btime"];
+    for line in text.lines().filter(|line| counted.iter().any(|name| line.starts_with(name))) {
+        let mut words = line.split_whitespace();
+        let name = words.next().context("a line has words")?;
+        for (nth, word) in words.enumerate() {
+            let now = word.parse()?;
+            let before = counters.insert(format!("{name} {nth}"), now).unwrap_or(now);
+            ensure!(before <= now, "column {nth} of {name} fell from {before} to {now}");
+        }
+    }
+    Ok(())
+}
+
+fn check(page: &[u8]) -> Result<()> {
+    ensure!(page.ends_with(b"\n"), "half a page of {} bytes", page.len());
+    ensure!(!page.contains(&0), "a hole");
+    Ok(())
+}
