@@ -14,12 +14,14 @@ use nix::unistd::Pid;
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 16] = [
+const TOOLS: [(&str, &str); 18] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
+    ("htop", "htop"),
+    ("tmux", "tmux"),
     ("lscpu", "util-linux"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
