@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
 mod matrix;
+mod soak;
 
 use std::io::BufRead as _;
 use std::path::PathBuf;
@@ -12,6 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::vm;
+
+pub(crate) use soak::{SoakArgs, soak};
 
 /// Programs the root tests call, and the Debian packages they come in.
 const TOOLS: [(&str, &str); 18] = [
@@ -43,11 +46,13 @@ const HOST_TOOLS: [(&str, &str); 4] = [
     ("/usr/lib/python3/dist-packages/psutil/tests/test_linux.py", "python3-psutil"),
 ];
 
-/// Suites for this machine alone. `bpf`: storms and closed forms over half a minute, which an emulator stretches to many;
-/// that the programs load and count on each kernel is what the other suites show. `engines`: podman and docker are a hundred megabytes of programs that a guest would
+/// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
 /// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
 /// `psutil`: its tests give programs 5 s, too few for an emulator.
-const HOST_SUITES: [&str; 3] = ["bpf", "engines", "psutil"];
+const HOST_SUITES: [&str; 2] = ["engines", "psutil"];
+
+/// Suites for guests alone, where nothing else runs. `whole`: the machine's load is the sum of all cgroups'.
+const GUEST_SUITES: [&str; 1] = ["whole"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
@@ -110,7 +115,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     let mut here = Vec::new();
     if wanted(Part::Root) {
-        here = matrix::run_here(&test_binaries()?, &crate::root().join("tests"))?;
+        let binaries = suites_for(&GUEST_SUITES)?;
+        here = matrix::run_here(&binaries, &crate::root().join("tests"))?;
     }
     if wanted(Part::Run) {
         run_once()?;
@@ -131,42 +137,6 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     let guests = vm::verdict(&guests);
     Ok(if passed { guests } else { ExitCode::FAILURE })
-}
-
-/// The command line of `soak`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct SoakArgs {
-    /// Reads of each file
-    #[arg(long, default_value_t = 100_000)]
-    reads: u64,
-    /// Containers made and destroyed
-    #[arg(long, default_value_t = 10_000)]
-    containers: u32,
-}
-
-pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
-    crate::need_root("making containers and mounts")?;
-    install_tools()?;
-    crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
-    let storms = [
-        ("fs", "reads_of_any_shape_never_fail"),
-        ("daemon", "memory_is_flat_over_many_containers"),
-    ];
-    for (suite, test) in storms {
-        println!("> {test}: {} reads of each file, {} containers", args.reads, args.containers);
-        let started = std::time::Instant::now();
-        let status = Command::new("cargo")
-            .args(["test", "--package", "lxcfs-tests", "--test", suite, test, "--", "--nocapture"])
-            .current_dir(crate::root())
-            .env("LXCFS_TEST_READS", args.reads.to_string())
-            .env("LXCFS_TEST_CONTAINERS", args.containers.to_string())
-            .status()
-            .context("run cargo")?;
-        ensure!(status.success(), "{test} failed");
-        println!("> {test}: {:.0} s", started.elapsed().as_secs_f64());
-    }
-    nothing_left()?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn install_tools() -> Result<()> {
@@ -230,34 +200,34 @@ fn run_until(signal: Signal) -> Result<()> {
 }
 
 fn test_in_guests() -> Result<Vec<vm::KernelReport>> {
+    let suites: Vec<_> = suites_for(&HOST_SUITES)?.into_iter().map(suite).collect();
+    vm::run_suites(&vm::Options::default(), &suites, guest(&GUEST_ENVIRONMENT))
+}
+
+fn suite((name, binary): (String, PathBuf)) -> vm::Suite {
     let directory = crate::root().join("tests");
-    let binaries = test_binaries()?;
-    for name in HOST_SUITES {
-        ensure!(binaries.iter().any(|(known, _)| known == name), "there is no suite {name}");
-    }
-    let suites: Vec<_> = binaries
-        .into_iter()
-        .filter(|(name, _)| !HOST_SUITES.contains(&name.as_str()))
-        .map(|(name, binary)| vm::Suite {
-            name,
-            binary,
-            arguments: Vec::new(),
-            directory: directory.clone(),
-            timeout: SUITE_TIMEOUT,
-        })
-        .collect();
+    vm::Suite { name, binary, arguments: Vec::new(), directory, timeout: SUITE_TIMEOUT }
+}
+
+/// A guest with all that the suites start.
+fn guest(environment: &[(&str, &str)]) -> vm::Guest {
     let packages = TOOLS.iter().map(|(_, package)| *package).chain(GUEST_PACKAGES);
     let mut packages: Vec<_> = packages.map(ToOwned::to_owned).collect();
     packages.dedup();
     let programs = PROGRAMS.iter().map(|name| lxcfs_tests::program(name));
-    let guest = vm::Guest {
-        files: programs.collect(),
-        packages,
-        environment: GUEST_ENVIRONMENT.map(|(name, value)| (name.into(), value.into())).to_vec(),
-        ..vm::Guest::default()
-    };
-    let options = vm::Options { kernels: vm::KNOWN.to_vec(), jobs: 2, refresh: false };
-    vm::run_suites(&options, &suites, guest)
+    let pairs = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    let (files, environment) = (programs.collect(), pairs.collect());
+    vm::Guest { files, packages, environment, ..vm::Guest::default() }
+}
+
+/// The binaries of all suites but those named.
+fn suites_for(elsewhere: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut binaries = test_binaries()?;
+    for name in elsewhere {
+        ensure!(binaries.iter().any(|(known, _)| known == name), "there is no suite {name}");
+    }
+    binaries.retain(|(name, _)| !elsewhere.contains(&name.as_str()));
+    Ok(binaries)
 }
 
 /// The binaries of the root tests, by name.

@@ -28,7 +28,7 @@ use anyhow::Result;
 pub(crate) use apt::{Apt, unpack as unpack_deb};
 pub(crate) use ground::{Options, run};
 pub(crate) use guest::{Guest, Report, Step};
-pub(crate) use kernel::{KNOWN, Series};
+pub(crate) use kernel::Series;
 pub(crate) use suites::{KernelReport, Suite, SuiteReport, run_suites};
 pub(crate) use table::table;
 

@@ -50,7 +50,8 @@ fn idle_containers_decay_and_wake_nobody() -> Result<()> {
     for _ in 0..count {
         let cgroup = Cgroup::new("idle")?;
         let mut container = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
-        ensure!(averages(&mut container)? == [0.0; 3], "it has just begun");
+        let [one, ..] = averages(&mut container)?;
+        ensure!(one < 0.1, "it has just begun: {one}");
         containers.push((container, cgroup));
     }
     let (first, _) = &mut containers[0];

@@ -12,7 +12,7 @@ use lxcfs::source::bpf::BpfMaps;
 use lxcfs::source::cgroup::CgroupFiles;
 use lxcfs::source::cgroup::hierarchy::Hierarchies;
 use lxcfs::source::host::Host;
-use lxcfs::source::{Cpu, Machine, Source};
+use lxcfs::source::{Cpu, Load, Machine, Source};
 use lxcfs_tests::burden::Burden;
 use lxcfs_tests::cgroup::Cgroup;
 
@@ -31,6 +31,27 @@ impl Compared {
         self.count += 1;
         if ours + allowed < theirs.0 || ours > theirs.1 + allowed {
             self.apart.push(format!("{what}: maps {ours}, files {theirs:?}, allowed {allowed}"));
+        }
+    }
+
+    /// `base` is what the maps saw before the files began.
+    fn load(&mut self, by_maps: &Load, by_files: &Load, base: [u64; 3]) {
+        let hundredths = |(whole, part): (u64, u64)| whole * 100 + part;
+        let averages = by_maps.average.hundredths().into_iter().zip(by_files.average.hundredths());
+        // Samples at other moments of the period may be one more or less, of three tasks.
+        let one_sample = [24, 5, 2];
+        for (((ours, theirs), base), sample) in averages.zip(base).zip(one_sample) {
+            let theirs = (hundredths(theirs), hundredths(theirs) + base * 100 / 2_048);
+            self.number("average", hundredths(ours), theirs, sample + 2);
+        }
+        let (ours_now, theirs_now) = (by_maps.tasks, by_files.tasks);
+        for (what, ours, theirs) in [
+            ("running", ours_now.running, theirs_now.running),
+            ("blocked", ours_now.blocked, theirs_now.blocked),
+            ("threads", ours_now.threads, theirs_now.threads),
+            ("last pid", ours_now.last_pid, theirs_now.last_pid),
+        ] {
+            self.number(what, ours.into(), (theirs.into(), theirs.into()), 0);
         }
     }
 
@@ -80,23 +101,7 @@ fn maps_and_files_say_the_same() -> Result<()> {
     let mut compared = Compared::default();
     let (by_maps, by_files) = (maps.load(&ours)?, files.load(&theirs)?);
     let (by_maps, by_files) = (by_maps.context("by maps")?, by_files.context("by files")?);
-    let hundredths = |(whole, part): (u64, u64)| whole * 100 + part;
-    let averages = by_maps.average.hundredths().into_iter().zip(by_files.average.hundredths());
-    // Samples at other moments of the period may be one more or less, of three tasks; and maps saw what was before.
-    let one_sample = [24, 5, 2];
-    for (((ours, theirs), base), sample) in averages.zip(base).zip(one_sample) {
-        let theirs = (hundredths(theirs), hundredths(theirs) + base * 100 / 2_048);
-        compared.number("average", hundredths(ours), theirs, sample + 2);
-    }
-    let (ours_now, theirs_now) = (by_maps.tasks, by_files.tasks);
-    for (what, ours, theirs) in [
-        ("running", ours_now.running, theirs_now.running),
-        ("blocked", ours_now.blocked, theirs_now.blocked),
-        ("threads", ours_now.threads, theirs_now.threads),
-        ("last pid", ours_now.last_pid, theirs_now.last_pid),
-    ] {
-        compared.number(what, ours.into(), (theirs.into(), theirs.into()), 0);
-    }
+    compared.load(&by_maps, &by_files, base);
 
     let read = || -> Result<Cpu> { files.cpu(&theirs)?.context("files know CPU time") };
     let (before, cpu, after) = (read()?, maps.cpu(&ours)?.context("by maps")?, read()?);
