@@ -5,3 +5,4 @@ pub mod cpus;
 pub mod file;
 pub mod load;
 pub mod monotonic;
+pub mod mounts;
