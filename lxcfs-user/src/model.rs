@@ -5,5 +5,6 @@ pub mod cpus;
 pub mod file;
 pub mod load;
 pub mod monotonic;
+pub mod mounts;
 pub mod topology;
 pub mod trigger;

@@ -1,8 +1,11 @@
 //! The tools people use, in a limited container over our files: they must show the container.
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result, ensure};
+use lxcfs_tests::burden::Burden;
 use lxcfs_tests::cgroup::Cgroup;
-use lxcfs_tests::container::Container;
+use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
 
 /// A CPU less idle than this, percent, has a busy loop on it, whoever else wants the host's CPU meanwhile.
@@ -98,5 +101,115 @@ fn vmstat_and_iostat_can_read_their_files() -> Result<()> {
     let words = text.lines().last().context("empty")?.split_whitespace().count();
     ensure!(words >= 17 && text.lines().count() == 4, "{text}");
     container.sh("LC_ALL=C iostat -d > /dev/null && w -h > /dev/null && ps aux > /dev/null")?;
+    Ok(())
+}
+
+/// Numbers of the last row that begins with `row`, by the names in the last line that has `name` in it.
+fn columns(text: &str, name: &str, row: &[&str]) -> Result<HashMap<String, f64>> {
+    let lines = || text.lines().rev().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let header = lines().find(|words| words.contains(&name)).context("no header")?;
+    let words = lines().find(|words| words.starts_with(row)).context("no such row")?;
+    // A row may have a word before its first column: the names are over the last ones.
+    let names = header.iter().rev().zip(words.iter().rev());
+    let numbers = names.filter_map(|(name, word)| Some(((*name).to_owned(), word.parse().ok()?)));
+    Ok(numbers.collect())
+}
+
+/// `[user and nice, system, idle, steal]`, percent, by tool and CPU.
+type Shown = Vec<(String, [f64; 4])>;
+
+/// What mpstat, vmstat and top show of the two CPUs over some seconds.
+fn shown(container: &mut Running) -> Result<Shown> {
+    let sum = |numbers: &[f64]| numbers.iter().sum::<f64>();
+    let mut shown = Shown::new();
+    let text = container.say("LC_ALL=C S_COLORS=never mpstat -P ALL 1 3")?;
+    for cpu in ["all", "0", "1"] {
+        let row = columns(&text, "%idle", &["Average:", cpu])?;
+        let user = sum(&[row["%usr"], row["%nice"]]);
+        shown.push((format!("mpstat {cpu}"), [user, row["%sys"], row["%idle"], row["%steal"]]));
+    }
+    let text = container.say("LC_ALL=C vmstat -n 3 2")?;
+    let row = columns(&text, "id", &[])?;
+    shown.push(("vmstat".to_owned(), [row["us"], row["sy"], row["id"], row["st"]]));
+    let text = container.say("LC_ALL=C top -1 -b -n 2 -d 3 -w 200")?;
+    let page = &text[text.rfind("top -").context("no second page")?..];
+    for line in page.lines().flat_map(|line| line.split("%Cpu").skip(1)) {
+        let (cpu, rest) = line.split_once(':').context("no colon")?;
+        let of = |name: &str| -> Result<f64> {
+            let field = rest.split(',').find_map(|field| {
+                let (number, of) = field.trim().split_once(' ')?;
+                of.starts_with(name).then_some(number)
+            });
+            Ok(field.with_context(|| format!("no {name} in {line}"))?.parse()?)
+        };
+        let row = [sum(&[of("us")?, of("ni")?]), of("sy")?, of("id")?, of("st")?];
+        shown.push((format!("top {cpu}"), row));
+    }
+    ensure!(shown.len() == 6, "three rows, one, and two: {shown:?}");
+    Ok(shown)
+}
+
+/// The two CPUs of this machine, without a quota, and a shell in them.
+fn two_cpus(daemon: &Daemon) -> Result<(Cgroup, Running)> {
+    let cgroup = Cgroup::new("two")?;
+    cgroup.limit_cpus("0-1")?;
+    let running = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
+    Ok((cgroup, running))
+}
+
+/// One on each CPU: while both want the same one, the other is idle.
+const TWO_LOOPS: &str = "for i in 0 1; do taskset -c $i sh -c 'while :; do :; done' & done";
+
+#[test]
+fn two_busy_loops_fill_both_cpus_in_every_tool() -> Result<()> {
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
+    let (_cgroup, mut container) = two_cpus(&daemon)?;
+    container.say(TWO_LOOPS)?;
+    for (tool, row) in shown(&mut container)? {
+        let [user, system, idle, steal] = row;
+        ensure!(idle < 5.0 && user > 5.0, "{tool}: {row:?}");
+        ensure!((user + system + steal + idle - 100.0).abs() < 5.0, "{tool}: {row:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_busy_neighbour_is_steal_and_never_use() -> Result<()> {
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
+    let (_cgroup, mut container) = two_cpus(&daemon)?;
+    let neighbour = Cgroup::new("neighbour")?;
+    let _busy = Burden::start("spin", 4, &neighbour);
+    for (tool, row) in shown(&mut container)? {
+        let [user, system, idle, _] = row;
+        ensure!(user + system < 25.0 && idle > 40.0, "only the tool runs: {tool}: {row:?}");
+    }
+    container.say(TWO_LOOPS)?;
+    for (tool, row) in shown(&mut container)? {
+        let [user, _, idle, steal] = row;
+        ensure!(idle < 5.0 && user > 5.0 && steal > 20.0, "both want them: {tool}: {row:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn htop_shows_both_cpus_full() -> Result<()> {
+    let daemon = Daemon::with(&["--accounting", "auto"])?;
+    let (_cgroup, mut container) = two_cpus(&daemon)?;
+    container.say(TWO_LOOPS)?;
+    // A terminal that can be looked at.
+    let tmux = "LC_ALL=C TERM=screen HOME=/nonexistent tmux -L lxcfs-test -f /dev/null";
+    container.say(&format!("{tmux} new-session -d -x 100 -y 30 'htop -C -d 20' 2>&1"))?;
+    let mut text = String::new();
+    lxcfs_tests::wait_for("htop to show something", || {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        text = container.say(&format!("{tmux} capture-pane -p 2>&1")).unwrap_or_default();
+        let percents = text.lines().flat_map(|line| line.split('[').skip(1)).filter_map(|bar| {
+            let (bar, _) = bar.split_once("%]")?;
+            bar.rsplit(|c: char| !c.is_ascii_digit() && c != '.').next()?.parse::<f64>().ok()
+        });
+        percents.filter(|percent| *percent > 95.0).count() == 2
+    });
+    container.say(&format!("{tmux} kill-server"))?;
+    ensure!(text.contains("Load average:"), "{text}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
 mod matrix;
+mod soak;
 
 use std::io::BufRead as _;
 use std::path::PathBuf;
@@ -13,14 +14,18 @@ use nix::unistd::Pid;
 
 use crate::vm;
 
+pub(crate) use soak::{SoakArgs, soak};
+
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 17] = [
+const TOOLS: [(&str, &str); 19] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
     ("script", "bsdutils"),
+    ("htop", "htop"),
+    ("tmux", "tmux"),
     ("lscpu", "util-linux"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
@@ -46,11 +51,13 @@ const HOST_TOOLS: [(&str, &str); 8] = [
     ("/usr/lib/python3/dist-packages/psutil/tests/test_linux.py", "python3-psutil"),
 ];
 
-/// Suites for this machine alone. `bpf`: storms and closed forms over half a minute, which an emulator stretches to many;
-/// that the programs load and count on each kernel is what the other suites show. `engines`: podman and docker are a hundred megabytes of programs that a guest would
+/// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
 /// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
 /// `languages`: a JVM and node, likewise. `psutil`: its tests give programs 5 s, too few for an emulator.
-const HOST_SUITES: [&str; 4] = ["bpf", "engines", "languages", "psutil"];
+const HOST_SUITES: [&str; 3] = ["engines", "languages", "psutil"];
+
+/// Suites for guests alone, where nothing else runs. `whole`: the machine's load is the sum of all cgroups'.
+const GUEST_SUITES: [&str; 1] = ["whole"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
@@ -123,7 +130,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     let mut here = Vec::new();
     if wanted(Part::Root) {
-        here = matrix::run_here(&wanted_binaries(args)?, &crate::root().join("tests"))?;
+        let binaries = suites_for(&GUEST_SUITES, args)?;
+        here = matrix::run_here(&binaries, &crate::root().join("tests"))?;
     }
     if wanted(Part::Run) {
         run_once()?;
@@ -144,42 +152,6 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     let guests = vm::verdict(&guests);
     Ok(if passed { guests } else { ExitCode::FAILURE })
-}
-
-/// The command line of `soak`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct SoakArgs {
-    /// Reads of each file
-    #[arg(long, default_value_t = 100_000)]
-    reads: u64,
-    /// Containers made and destroyed
-    #[arg(long, default_value_t = 10_000)]
-    containers: u32,
-}
-
-pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
-    crate::need_root("making containers and mounts")?;
-    install_tools()?;
-    crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
-    let storms = [
-        ("fs", "reads_of_any_shape_never_fail"),
-        ("daemon", "memory_is_flat_over_many_containers"),
-    ];
-    for (suite, test) in storms {
-        println!("> {test}: {} reads of each file, {} containers", args.reads, args.containers);
-        let started = std::time::Instant::now();
-        let status = Command::new("cargo")
-            .args(["test", "--package", "lxcfs-tests", "--test", suite, test, "--", "--nocapture"])
-            .current_dir(crate::root())
-            .env("LXCFS_TEST_READS", args.reads.to_string())
-            .env("LXCFS_TEST_CONTAINERS", args.containers.to_string())
-            .status()
-            .context("run cargo")?;
-        ensure!(status.success(), "{test} failed");
-        println!("> {test}: {:.0} s", started.elapsed().as_secs_f64());
-    }
-    nothing_left()?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn install_tools() -> Result<()> {
@@ -243,45 +215,40 @@ fn run_until(signal: Signal) -> Result<()> {
 }
 
 fn test_in_guests(args: &Args) -> Result<Vec<vm::KernelReport>> {
+    let suites: Vec<_> = suites_for(&HOST_SUITES, args)?.into_iter().map(suite).collect();
+    let options = vm::Options { kernels: args.kernel.0.clone(), ..vm::Options::default() };
+    vm::run_suites(&options, &suites, guest(&GUEST_ENVIRONMENT))
+}
+
+fn suite((name, binary): (String, PathBuf)) -> vm::Suite {
     let directory = crate::root().join("tests");
-    let binaries = test_binaries()?;
-    for name in HOST_SUITES {
-        ensure!(binaries.iter().any(|(known, _)| known == name), "there is no suite {name}");
-    }
-    let suites: Vec<_> = wanted_binaries(args)?
-        .into_iter()
-        .filter(|(name, _)| !HOST_SUITES.contains(&name.as_str()))
-        .map(|(name, binary)| vm::Suite {
-            name,
-            binary,
-            arguments: Vec::new(),
-            directory: directory.clone(),
-            timeout: SUITE_TIMEOUT,
-        })
-        .collect();
+    vm::Suite { name, binary, arguments: Vec::new(), directory, timeout: SUITE_TIMEOUT }
+}
+
+/// A guest with all that the suites start.
+fn guest(environment: &[(&str, &str)]) -> vm::Guest {
     let packages = TOOLS.iter().map(|(_, package)| *package).chain(GUEST_PACKAGES);
     let mut packages: Vec<_> = packages.map(ToOwned::to_owned).collect();
     packages.dedup();
     let programs = PROGRAMS.iter().map(|name| lxcfs_tests::program(name));
-    let guest = vm::Guest {
-        files: programs.collect(),
-        packages,
-        environment: GUEST_ENVIRONMENT.map(|(name, value)| (name.into(), value.into())).to_vec(),
-        ..vm::Guest::default()
-    };
-    let options = vm::Options { kernels: args.kernel.0.clone(), jobs: 2, refresh: false };
-    vm::run_suites(&options, &suites, guest)
+    let pairs = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    let (files, environment) = (programs.collect(), pairs.collect());
+    vm::Guest { files, packages, environment, ..vm::Guest::default() }
 }
 
-/// The binaries of the suites that were asked for, or of all.
-fn wanted_binaries(args: &Args) -> Result<Vec<(String, PathBuf)>> {
+/// The suites that were asked for, or all, but for those that run `elsewhere`.
+fn suites_for(elsewhere: &[&str], args: &Args) -> Result<Vec<(String, PathBuf)>> {
     let mut binaries = test_binaries()?;
-    for name in &args.suites {
-        let names = binaries.iter().map(|(known, _)| known.as_str()).collect::<Vec<_>>().join(", ");
+    for name in elsewhere.iter().copied().chain(args.suites.iter().map(String::as_str)) {
         let is_known = binaries.iter().any(|(known, _)| known == name);
-        ensure!(is_known, "there is no suite {name}; there are {names}");
+        let names =
+            || binaries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        ensure!(is_known, "there is no suite {name}; there are {}", names());
     }
-    binaries.retain(|(name, _)| args.suites.is_empty() || args.suites.contains(name));
+    binaries.retain(|(name, _)| {
+        let is_wanted = args.suites.is_empty() || args.suites.contains(name);
+        is_wanted && !elsewhere.contains(&name.as_str())
+    });
     Ok(binaries)
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn facts() -> Facts {
             Ok(btf) => Ok(types_of(&btf)),
             Err(error) => Err(format!("{TYPES}: {error}")),
         }),
-        hierarchy: hierarchy::parse(&read("/proc/self/mountinfo")),
+        hierarchy: hierarchy::choose(&fs::read("/proc/self/mountinfo").unwrap_or_default()),
         capabilities: effective_capabilities(&read("/proc/self/status")),
         locked_down: read("/sys/kernel/security/lockdown").contains("[confidentiality]"),
         membarrier: sys::has_membarrier(),

@@ -43,7 +43,7 @@ fn cpu_time_is_the_kernels() {
         let allowed = jiffy_ns + kernel / 1_000;
         assert!(ours.abs_diff(kernel) <= allowed, "{what}: {ours} ns, the kernel says {kernel}");
     };
-    assert!(usage_ns > 1_000_000_000, "it ran for two seconds: {usage_ns}");
+    assert!(usage_ns > 200_000_000, "it ran, others willing, for two seconds: {usage_ns}");
     near(total(&ours), usage_ns, "all CPUs");
     let mut compared = 0;
     for (cpu, (user_ns, system_ns)) in by_cpu.into_iter().flatten().enumerate() {

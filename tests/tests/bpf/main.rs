@@ -6,22 +6,25 @@
 mod closed_form;
 mod counts;
 mod cpu_time;
+mod idle;
+mod parity;
+mod start;
 mod storm;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lxcfs::bpf::support::Plan;
 use lxcfs::bpf::{Accounting, CpuSample, LoadSample, Options, Slot, clock};
 use lxcfs_tests::cgroup::Cgroup;
 
 /// Loaded once for all tests; the programs go with the process.
-fn accounting() -> &'static Accounting {
-    static LOADED: OnceLock<Accounting> = OnceLock::new();
+fn accounting() -> &'static Arc<Accounting> {
+    static LOADED: OnceLock<Arc<Accounting>> = OnceLock::new();
     LOADED.get_or_init(|| match Accounting::load(&Options::default()) {
-        Ok(accounting) => accounting,
+        Ok(accounting) => Arc::new(accounting),
         Err(error) => panic!("{error}: {error:?}"),
     })
 }
@@ -29,8 +32,10 @@ fn accounting() -> &'static Accounting {
 /// The programs are loaded, and no other test burdens the CPUs.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    accounting();
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // As the daemon does when groups go: others' go, too.
+    accounting().maintain().expect("maintain");
+    turn
 }
 
 /// A number from the environment: the same test is longer in `cargo xtask soak`.
@@ -77,7 +82,7 @@ fn settle_moves() {
 }
 
 /// Ticks of the kernel's series so far, and what `look` finds, all of it after that many.
-fn at_tick<T>(look: impl Fn() -> T) -> (u64, T) {
+fn at_tick<T>(mut look: impl FnMut() -> T) -> (u64, T) {
     let clock = accounting().clock();
     let tick = || clock.next_tick(clock.jiffies_at(clock::monotonic_ns())) / clock.tick_jiffies;
     loop {

@@ -33,6 +33,13 @@ pub(crate) struct Options {
     pub(crate) refresh: bool,
 }
 
+impl Default for Options {
+    /// All kernels, two at a time, from the cache.
+    fn default() -> Self {
+        Self { kernels: super::kernel::KNOWN.to_vec(), jobs: 2, refresh: false }
+    }
+}
+
 /// Runs the guest on every kernel of the options; an error in a row is a kernel that could not be
 /// fetched or a guest that could not be started.
 pub(crate) fn run(options: &Options, guest: &Guest) -> Result<Vec<(Series, Result<Report>)>> {

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
 use crate::error::{Errno, Error, Result};
 use crate::model::cpus::CpuSet;
+use crate::model::mounts::CgroupMount;
 use crate::source::host::read_whole;
 use crate::source::parse;
 
@@ -38,9 +39,8 @@ impl Hierarchies {
     /// No hierarchy is mounted at all, or none can be opened.
     pub fn open(mountinfo: &[u8]) -> Result<Self> {
         let mut mounted: Vec<Hierarchy> = Vec::new();
-        for (controllers, root, mount_point) in
-            parse::lines(mountinfo).filter_map(parse_mountinfo_line)
-        {
+        for mount in CgroupMount::all(mountinfo) {
+            let CgroupMount { controllers, root, mount_point } = mount;
             if mounted.iter().any(|known| known.controllers == controllers) {
                 continue;
             }
@@ -80,46 +80,6 @@ impl Hierarchies {
     pub fn iter(&self) -> impl Iterator<Item = &Hierarchy> {
         self.mounted.iter()
     }
-}
-
-/// `(controllers, root, mount point)` of a cgroup mount.
-///
-/// The fields are `id parent major:minor root mount-point options... - type source super-options`; the v1 controllers
-/// are among the super options, where `name=systemd` stands for a hierarchy without controllers.
-fn parse_mountinfo_line(line: &[u8]) -> Option<(String, String, PathBuf)> {
-    let line = std::str::from_utf8(line).ok()?;
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut filesystem = filesystem.split(' ');
-    let kind = filesystem.next()?;
-    let options = filesystem.nth(1)?;
-    let controllers = match kind {
-        "cgroup2" => String::new(),
-        "cgroup" => {
-            let names = options.split(',').filter(|option| is_controller(option));
-            names.collect::<Vec<_>>().join(",")
-        }
-        _ => return None,
-    };
-    let mut mount = mount.split(' ');
-    let root = mount.nth(3)?.to_owned();
-    let mount_point = mount.next()?.replace("\\040", " ");
-    Some((controllers, root, mount_point.into()))
-}
-
-/// Whether a super option of a v1 mount names a controller (or a named hierarchy) and not a mount option.
-fn is_controller(option: &str) -> bool {
-    const OPTIONS: [&str; 9] = [
-        "rw",
-        "ro",
-        "all",
-        "none",
-        "clone_children",
-        "noprefix",
-        "xattr",
-        "cpuset_v2_mode",
-        "favordynmods",
-    ];
-    !OPTIONS.contains(&option) && !option.starts_with("release_agent=")
 }
 
 impl Hierarchy {
@@ -289,27 +249,6 @@ pub(super) fn nearest_list(cgroup: &Cgroup<'_>, file: &str) -> Result<Option<Cpu
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parsed(line: &str) -> Option<(String, String, PathBuf)> {
-        parse_mountinfo_line(line.as_bytes())
-    }
-
-    #[test]
-    fn v1_v2_and_named_hierarchies() {
-        let v2 = parsed(
-            "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate",
-        );
-        assert_eq!(v2, Some((String::new(), "/".to_owned(), "/sys/fs/cgroup".into())));
-        let v1 =
-            parsed("32 24 0:28 /docker/x /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct");
-        let cpu = ("cpu,cpuacct".to_owned(), "/docker/x".to_owned(), "/sys/fs/cgroup/cpu".into());
-        assert_eq!(v1, Some(cpu));
-        let named =
-            parsed("33 24 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd");
-        assert_eq!(named.unwrap().0, "name=systemd");
-        assert_eq!(parsed("34 24 0:30 / /proc rw - proc proc rw"), None);
-        assert_eq!(parsed(""), None);
-    }
 
     #[test]
     fn ancestry_ends_at_the_root() {

@@ -1,0 +1,117 @@
+//! `cargo xtask soak`: the tests whose figures grow with time, at length.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::vm;
+
+/// The command line.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SoakArgs {
+    /// Only this part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Reads of each file
+    #[arg(long, default_value_t = 100_000)]
+    reads: u64,
+    /// Containers made and destroyed
+    #[arg(long, default_value_t = 10_000)]
+    containers: u64,
+    /// Seconds of moves, forks, freezing and running out of memory
+    #[arg(long, default_value_t = 600)]
+    moves: u64,
+    /// Cgroups made and removed
+    #[arg(long, default_value_t = 1_000_000)]
+    cgroups: u64,
+    /// Idle containers, for a minute
+    #[arg(long, default_value_t = 1_000)]
+    idle: u64,
+    /// Samples of the load, one in 5 s, at leaves of each depth
+    #[arg(long, default_value_t = 60)]
+    ticks: u64,
+    /// Seconds of steady load in guests
+    #[arg(long, default_value_t = 300)]
+    steady: u64,
+}
+
+/// A part of the whole, in the order they run in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Reads of any shape
+    Reads,
+    /// Containers that come and go
+    Containers,
+    /// Moves, forks, vforks, freezing, stopping, running out of memory: every task is what the kernel says
+    Moves,
+    /// Cgroups made and removed leave no slot
+    Cgroups,
+    /// Idle containers wake nobody
+    Idle,
+    /// The load averages against their closed form
+    Ticks,
+    /// In guests: all cgroups together are the kernel's own load
+    Steady,
+}
+
+pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
+    crate::need_root("making containers and mounts")?;
+    super::install_tools()?;
+    crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
+    let parts = <Part as clap::ValueEnum>::value_variants();
+    for part in parts.iter().filter(|part| args.only.is_none_or(|only| only == **part)) {
+        let began = Instant::now();
+        println!("> {part:?}");
+        match part {
+            Part::Steady => steady(args.steady)?,
+            _ => here(*part, args)?,
+        }
+        println!("> {part:?}: {:.0} s", began.elapsed().as_secs_f64());
+    }
+    super::nothing_left()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A test of a suite on this machine, as long as asked.
+fn here(part: Part, args: &SoakArgs) -> Result<()> {
+    let (suite, test, settings): (_, _, &[(&str, u64)]) = match part {
+        Part::Reads => ("fs", "reads_of_any_shape", &[("LXCFS_TEST_READS", args.reads)]),
+        Part::Containers => {
+            ("daemon", "memory_is_flat", &[("LXCFS_TEST_CONTAINERS", args.containers)])
+        }
+        Part::Moves => ("bpf", "after_a_storm", &[("LXCFS_TEST_STORM_SECONDS", args.moves)]),
+        Part::Cgroups => ("bpf", "groups_made", &[("LXCFS_TEST_CGROUPS", args.cgroups)]),
+        Part::Idle => (
+            "bpf",
+            "idle_containers",
+            &[("LXCFS_TEST_IDLE_CONTAINERS", args.idle), ("LXCFS_TEST_IDLE_SECONDS", 60)],
+        ),
+        Part::Ticks | Part::Steady => {
+            ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])
+        }
+    };
+    println!("> {suite}, {test}: {settings:?}");
+    let status = Command::new("cargo")
+        .args(["test", "--quiet", "--package", "lxcfs-tests", "--test", suite, test])
+        .args(["--", "--nocapture"])
+        .current_dir(crate::root())
+        .env("RUST_BACKTRACE", "0")
+        .envs(settings.iter().map(|(name, value)| (*name, value.to_string())))
+        .status()
+        .context("run cargo")?;
+    ensure!(status.success(), "{test} failed");
+    Ok(())
+}
+
+/// Where all tasks are visible and nothing else runs.
+fn steady(seconds: u64) -> Result<()> {
+    let mut suites = super::test_binaries()?;
+    suites.retain(|(name, _)| name == "whole");
+    let suites: Vec<_> = suites.into_iter().map(super::suite).collect();
+    let seconds = seconds.to_string();
+    let guest = super::guest(&[("LXCFS_TEST_STEADY_SECONDS", &seconds)]);
+    let reports = vm::run_suites(&vm::Options::default(), &suites, guest)?;
+    ensure!(vm::conclude(&reports) == ExitCode::SUCCESS, "the load is not the kernel's");
+    Ok(())
+}
