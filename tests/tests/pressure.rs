@@ -180,7 +180,7 @@ fn events_come_at_the_kernels_rate() -> Result<()> {
 
 /// The numbers of descriptors and of threads named `name` of the daemon.
 fn held(daemon: &Daemon, name: &str) -> Result<(usize, usize)> {
-    let of = PathBuf::from(format!("/proc/{}", daemon.pid()));
+    let of = PathBuf::from(format!("/proc/{}", daemon.server()));
     let threads = fs::read_dir(of.join("task"))?.filter(|thread| {
         let comm = thread.as_ref().map(|thread| fs::read_to_string(thread.path().join("comm")));
         matches!(comm, Ok(Ok(comm)) if comm.trim() == name)
@@ -190,7 +190,7 @@ fn held(daemon: &Daemon, name: &str) -> Result<(usize, usize)> {
 
 /// How often the thread that waits for triggers has been woken.
 fn wakings(daemon: &Daemon) -> Result<u64> {
-    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.server()))? {
         let status = fs::read_to_string(thread?.path().join("status"))?;
         if status.starts_with("Name:\ttriggers\n") {
             let line =

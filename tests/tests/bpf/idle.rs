@@ -64,9 +64,9 @@ fn idle_containers_decay_and_wake_nobody() -> Result<()> {
     let before = before?;
     ensure!(before[0] >= 0.1, "two tasks at one sample at least: {before:?}");
     thread::sleep(Duration::from_secs(1));
-    let (told, awake) = (notices(), switches(daemon.pid())?);
+    let (told, awake) = (notices(), switches(daemon.server())?);
     thread::sleep(window);
-    let (awake, told) = (switches(daemon.pid())? - awake, notices() - told);
+    let (awake, told) = (switches(daemon.server())? - awake, notices() - told);
     // Others' groups may be removed meanwhile: each wakes one thread, which looks a few times.
     ensure!(awake <= 6 * told, "{awake} wake-ups of the daemon, {told} notices");
     let (end, after) = at_tick(|| averages(&mut containers[0].0));
