@@ -3,6 +3,7 @@
 mod cpu_online;
 mod cpuinfo;
 mod diskstats;
+mod hugepages;
 mod loadavg;
 mod meminfo;
 mod node_meminfo;
@@ -14,6 +15,7 @@ mod swaps;
 mod testing;
 mod topology;
 mod uptime;
+mod vmstat;
 
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
@@ -68,6 +70,7 @@ pub fn page(file: File, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
         File::Stat => stat::render(&stat::gather(view)?, page),
         File::Swaps => swaps::render(&swaps::gather(view)?, page),
         File::Uptime => uptime::render(uptime::gather(view)?, page),
+        File::Vmstat => vmstat::render(&vmstat::gather(view)?, page),
         File::Pressure(resource) => pressure::gather(view, resource, page)?,
         File::CpuOnline => cpu_online::render(&cpu_online::gather(view)?, page),
     }
@@ -82,10 +85,11 @@ pub const fn host_lines(file: File) -> &'static [&'static str] {
         File::Meminfo => &meminfo::HOST,
         File::Slabinfo => &["version and column names"],
         File::Stat => &["intr", "softirq", "btime", "ctxt without eBPF"],
-        File::Diskstats
-        | File::Loadavg
+        File::Diskstats => &["device numbers and names"],
+        File::Loadavg
         | File::Swaps
         | File::Uptime
+        | File::Vmstat
         | File::Pressure(_)
         | File::CpuOnline => &[],
     }

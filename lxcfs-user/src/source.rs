@@ -52,6 +52,12 @@ pub trait Source: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Events of memory management (page faults, reclaim, kills) since the cgroup was made, by the names that
+    /// `/proc/vmstat` has for them. Other names may be among them.
+    fn memory_events(&self, _: &Container) -> Result<Option<Vec<(String, u64)>>> {
+        Ok(None)
+    }
+
     /// Memory used, by node.
     fn numa(&self, _: &Container) -> Result<Option<Vec<NumaStat>>> {
         Ok(None)
@@ -59,6 +65,11 @@ pub trait Source: Send + Sync + fmt::Debug {
 
     /// Swap used, and the smallest limit of the container and its ancestors.
     fn swap(&self, _: &Container) -> Result<Option<Swap>> {
+        Ok(None)
+    }
+
+    /// Huge pages of `page_bytes`, and the smallest limit on them. `Ok(None)`: they are not limited by cgroup here.
+    fn hugetlb(&self, _container: &Container, _page_bytes: u64) -> Result<Option<Hugetlb>> {
         Ok(None)
     }
 
@@ -91,6 +102,8 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()>;
     /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`).
     fn boottime_ns(&self) -> u64;
+    /// The size of a page, bytes.
+    fn page_bytes(&self) -> u64;
     /// `USER_HZ`: the unit of the times in `/proc/stat`.
     fn ticks_per_second(&self) -> u64;
 }
@@ -189,6 +202,17 @@ pub struct Swap {
     pub used_bytes: u64,
 }
 
+/// Huge pages of one size, bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hugetlb {
+    /// Smallest limit of the container and its ancestors. `None`: unlimited.
+    pub limit_bytes: Option<u64>,
+    /// In use.
+    pub used_bytes: u64,
+    /// Reserved, those in use included. 0 where the kernel does not count them (before 5.7).
+    pub reserved_bytes: u64,
+}
+
 /// Block I/O of a container on one device, since its cgroup was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DeviceIo {
@@ -261,12 +285,20 @@ impl Source for Layered {
         self.first(|source| source.memory(container))
     }
 
+    fn memory_events(&self, container: &Container) -> Result<Option<Vec<(String, u64)>>> {
+        self.first(|source| source.memory_events(container))
+    }
+
     fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {
         self.first(|source| source.numa(container))
     }
 
     fn swap(&self, container: &Container) -> Result<Option<Swap>> {
         self.first(|source| source.swap(container))
+    }
+
+    fn hugetlb(&self, container: &Container, page_bytes: u64) -> Result<Option<Hugetlb>> {
+        self.first(|source| source.hugetlb(container, page_bytes))
     }
 
     fn io(&self, container: &Container) -> Result<Option<Vec<DeviceIo>>> {

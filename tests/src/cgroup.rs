@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Controllers the tests set limits with.
-const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "memory", "io", "pids"];
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "memory", "io", "pids"];
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone)]
@@ -159,6 +159,15 @@ impl Cgroup {
         } else {
             self.set("io", "", "io.max", &format!("{device} wbps={bytes_per_second}"))
         }
+    }
+
+    /// Limits huge pages of a size like `2MB`.
+    ///
+    /// # Errors
+    /// The controller is missing.
+    pub fn limit_huge_pages(&self, size: &str, bytes: u64) -> Result<()> {
+        let v1_file = format!("hugetlb.{size}.limit_in_bytes");
+        self.set("hugetlb", &v1_file, &format!("hugetlb.{size}.max"), &bytes.to_string())
     }
 
     /// Limits the CPU time to `quota_us` in every `period_us`.

@@ -98,10 +98,8 @@ fn a_container_without_controllers() -> Result<()> {
     );
     ensure!(container.say("cat /proc/pressure/cpu")?.starts_with("some "));
     ensure!(fallback_pages(&daemon)? == 0);
-    let shown = container.say("cat /proc/diskstats")?;
-    let is_hosts = shown.lines().count() == fs::read_to_string("/proc/diskstats")?.lines().count();
-    ensure!(is_hosts == cgroup.is_pure_v2(), "{shown}");
-    ensure!(fallback_pages(&daemon)? == u64::from(is_hosts));
+    container.say("cat /proc/diskstats")?;
+    ensure!(fallback_pages(&daemon)? == u64::from(cgroup.is_pure_v2()));
     Ok(())
 }
 

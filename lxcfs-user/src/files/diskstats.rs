@@ -1,4 +1,7 @@
-//! `/proc/diskstats`: the devices the container has used, under the host's names (kernel: block/genhd.c).
+//! `/proc/diskstats`: the host's devices, and what the container has done to each (kernel: block/genhd.c).
+//!
+//! A device it has not used has zeros. Without its line programs would find fewer devices than `/sys/block` has, or, like
+//! psutil, none at all and say that there is no such thing as disk I/O here.
 //!
 //! A cgroup counts requests and bytes. It does not count merges, flushes, queue lengths or times: those columns are 0.
 
@@ -32,9 +35,7 @@ pub(super) fn render(diskstats: &Diskstats, page: &mut Vec<u8>) {
             continue;
         };
         let io = diskstats.devices.iter().find(|io| io.device == device);
-        let Some(io) = io.filter(|io| io.used()) else {
-            continue;
-        };
+        let io = io.copied().unwrap_or_default();
         let _ = write!(page, "{:4} {:7} ", device.0, device.1);
         page.extend_from_slice(name);
         for column in io.columns().iter().take(columns) {
@@ -54,11 +55,6 @@ fn parse_host_line(line: &[u8]) -> Option<((u32, u32), &[u8], usize)> {
 }
 
 impl DeviceIo {
-    const fn used(&self) -> bool {
-        self.reads | self.writes | self.discards != 0
-            || self.read_bytes | self.write_bytes | self.discard_bytes != 0
-    }
-
     /// The columns in the file's order.
     const fn columns(&self) -> [u64; MOST_COLUMNS] {
         let read_sectors = self.read_bytes / SECTOR_BYTES;
@@ -115,10 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_containers_devices_in_the_hosts_format() {
+    fn the_hosts_devices_with_the_containers_numbers() {
         let untouched = DeviceIo { device: (7, 0), ..DeviceIo::default() };
         let gone = DeviceIo { device: (8, 99), reads: 1, ..DeviceIo::default() };
-        case(HOST, vec![untouched, vda(), gone]).golden(File::Diskstats, "diskstats/one_device");
+        case(HOST, vec![untouched, vda(), gone])
+            .golden(File::Diskstats, "diskstats/used_and_unused");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use super::hugepages::{self, Hugepages};
 use super::{View, required};
 use crate::error::{Error, Result};
 use crate::model::file::File;
@@ -19,6 +20,8 @@ pub(super) struct Meminfo {
     swap_total_kib: u64,
     swap_used_kib: u64,
     zswap: bool,
+    commit_limit_kib: u64,
+    hugepages: Option<Hugepages>,
 }
 
 /// The host's lines that a container is shown: they describe the machine and not who uses it.
@@ -41,6 +44,8 @@ pub(super) const HOST: [&str; 12] = [
 enum Line {
     /// This number in its place.
     Kib(u64),
+    /// This number of pages.
+    Count(u64),
     /// The line is left out: the container's number cannot be known, and the host's would mislead.
     Absent,
     /// The host's line: it describes the machine and not who uses it.
@@ -65,7 +70,28 @@ pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
         .min(host_kib(&host, b"MemAvailable").unwrap_or(u64::MAX));
     let (swap_total_kib, swap_used_kib) = swap_kib(view, &host)?;
     let zswap = view.policy.zswap;
-    Ok(Meminfo { host, total_kib, available_kib, memory, swap_total_kib, swap_used_kib, zswap })
+    let hugepages = hugepages::gather(view, &host)?;
+    let commit_limit_kib =
+        commit_limit_kib(&host, host_total_kib, total_kib).saturating_add(swap_total_kib);
+    Ok(Meminfo {
+        host,
+        total_kib,
+        available_kib,
+        memory,
+        swap_total_kib,
+        swap_used_kib,
+        zswap,
+        commit_limit_kib,
+        hugepages,
+    })
+}
+
+/// The part of `CommitLimit` that goes by memory (`vm.overcommit_ratio`), for `total_kib` of memory.
+fn commit_limit_kib(host: &[u8], host_total_kib: u64, total_kib: u64) -> u64 {
+    let number = |name| host_kib(host, name).unwrap_or(0);
+    let of_memory = number(b"CommitLimit").saturating_sub(number(b"SwapTotal"));
+    let part = u128::from(of_memory) * u128::from(total_kib) / u128::from(host_total_kib.max(1));
+    u64::try_from(part).unwrap_or(u64::MAX)
 }
 
 /// `(total, used)` swap of the container, KiB: what its limit and the host's swap both allow. Where the kernel does not
@@ -87,6 +113,11 @@ pub(super) fn render(meminfo: &Meminfo, page: &mut Vec<u8>) {
                 page.extend_from_slice(line);
                 page.push(b'\n');
             }
+            Line::Count(count) => {
+                page.extend_from_slice(&line[..name_end]);
+                let pad = 16_usize.saturating_sub(name_end + 1);
+                let _ = writeln!(page, ":{:pad$}{count:>8}", "");
+            }
             Line::Kib(kib) => {
                 page.extend_from_slice(&line[..name_end]);
                 // The kernel pads the name to 16 columns and the number to 8.
@@ -101,6 +132,9 @@ fn replace(name: &[u8], meminfo: &Meminfo) -> Line {
     let memory = &meminfo.memory;
     let bytes = |bytes: u64| Line::Kib(kib(bytes));
     let known = |counter: Option<u64>| counter.map_or(Line::Absent, bytes);
+    if let Some((number, is_kib)) = meminfo.hugepages.and_then(|pages| pages.line(name)) {
+        return if is_kib { Line::Kib(number) } else { Line::Count(number) };
+    }
     match name {
         b"MemTotal" => Line::Kib(meminfo.total_kib),
         b"MemFree" => Line::Kib(free_kib(meminfo.total_kib, memory)),
@@ -136,7 +170,14 @@ fn replace(name: &[u8], meminfo: &Meminfo) -> Line {
         b"AnonHugePages" => known(memory.anon_thp_bytes),
         b"ShmemHugePages" => known(memory.shmem_thp_bytes),
         b"FileHugePages" => known(memory.file_thp_bytes),
-        b"VmallocUsed" => known(memory.vmalloc_bytes),
+        b"CommitLimit" => Line::Kib(meminfo.commit_limit_kib),
+        // What was asked for and has been used: no cgroup counts what was asked for alone.
+        b"Committed_AS" => Line::Kib(
+            kib(memory.anon_bytes.saturating_add(memory.shmem_bytes))
+                .saturating_add(meminfo.swap_used_kib),
+        ),
+        // As the kernel has it (4.4 to 5.2) where it does not count. Parsers insist on the line.
+        b"VmallocUsed" => bytes(memory.vmalloc_bytes.unwrap_or(0)),
         // The kernel itself has shown 0 for years.
         b"NFS_Unstable" => Line::Kib(0),
         name if HOST.iter().any(|host| host.as_bytes() == name) => Line::Host,
@@ -165,8 +206,8 @@ mod tests {
 
     use super::*;
     use crate::files::testing::Case;
-    use crate::source::Swap;
     use crate::source::fake::FakeSource;
+    use crate::source::{Hugetlb, Swap};
 
     const HOST: &str = include_str!("../../testdata/host/meminfo");
 
@@ -218,6 +259,24 @@ mod tests {
         };
         let swap = Some(Swap { limit_bytes: Some(64 << 20), used_bytes: 1 << 20 });
         case(v2, swap).golden(File::Meminfo, "meminfo/v2");
+    }
+
+    #[test]
+    fn huge_pages_are_limited_by_count() {
+        let mut case = case(memory(), None);
+        let limits = Hugetlb { limit_bytes: Some(4 << 20), ..Hugetlb::default() };
+        case.source.hugetlb = Some(limits);
+        let host = HOST.replace("HugePages_Total:       0", "HugePages_Total:      16");
+        case.machine.files = vec![(
+            File::Meminfo,
+            host.replace("HugePages_Free:        0", "HugePages_Free:       16"),
+        )];
+        let page = case.page(File::Meminfo).unwrap();
+        assert!(page.contains("HugePages_Total:       2\nHugePages_Free:        2\n"), "{page}");
+        assert!(
+            page.contains("Hugepagesize:       2048 kB\nHugetlb:            4096 kB\n"),
+            "{page}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `/proc/uptime`: how long the container has been up, and how long its CPUs have idled (kernel: fs/proc/uptime.c).
 
 use std::io::Write;
+use std::sync::PoisonError;
 
 use super::{View, required};
 use crate::error::Result;
@@ -18,7 +19,8 @@ pub(super) fn gather(view: &View<'_>) -> Result<Uptime> {
     let used_ns = required(view.source.cpu(view.container)?, "cpu")?.total.used_ns();
     let cpus = view.cpus()?.count();
     let up_ns = view.up_ns();
-    let idle_ns = up_ns.saturating_mul(u64::from(cpus)).saturating_sub(used_ns);
+    let mut history = view.container.history.idle.lock().unwrap_or_else(PoisonError::into_inner);
+    let idle_ns = history.advance(up_ns, used_ns, cpus);
     Ok(Uptime { up_ns, idle_ns })
 }
 
@@ -33,6 +35,7 @@ pub(super) fn render(uptime: Uptime, page: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use crate::files::testing::Case;
+    use crate::model::cpus::CpuSet;
     use crate::model::file::File;
     use crate::model::monotonic::CpuTimes;
     use crate::source::Cpu;
@@ -52,6 +55,16 @@ mod tests {
     #[test]
     fn a_cgroup_older_than_its_init_has_no_negative_idle() {
         assert_eq!(case(u64::MAX).page(File::Uptime).unwrap(), "100.00 0.00\n");
+    }
+
+    #[test]
+    fn fewer_cpus_take_no_idle_time_back() {
+        let mut case = case(10_000_000_000);
+        assert_eq!(case.page(File::Uptime).unwrap(), "100.00 190.00\n");
+        case.source.cpuset = CpuSet::parse(b"1");
+        assert_eq!(case.page(File::Uptime).unwrap(), "100.00 190.00\n");
+        case.machine.boottime_ns += 5_000_000_000;
+        assert_eq!(case.page(File::Uptime).unwrap(), "105.00 195.00\n");
     }
 
     #[test]

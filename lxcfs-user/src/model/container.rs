@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::load::LoadAverage;
-use super::monotonic::{CpuHistory, CpuTimes};
+use super::monotonic::{CpuHistory, CpuTimes, IdleHistory};
 
 /// The cgroups of a container, one per hierarchy, as paths from the root of our own cgroup namespace.
 ///
@@ -75,6 +75,8 @@ pub struct Container {
 pub struct History {
     /// The CPU times last shown, which may never run backwards.
     pub cpu: Mutex<CpuHistory>,
+    /// The idle time last shown, likewise.
+    pub idle: Mutex<IdleHistory>,
     /// The load average, where the kernel side does not keep it.
     pub load: Mutex<Option<LoadHistory>>,
     /// What the container used before the kernel side began to count.

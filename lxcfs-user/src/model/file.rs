@@ -19,6 +19,8 @@ pub enum File {
     Swaps,
     /// `/proc/uptime`
     Uptime,
+    /// `/proc/vmstat`
+    Vmstat,
     /// `/proc/pressure/*`
     Pressure(Resource),
     /// `/sys/devices/system/cpu/online`
@@ -27,7 +29,7 @@ pub enum File {
 
 impl File {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Cpuinfo,
         Self::Diskstats,
         Self::Loadavg,
@@ -40,6 +42,8 @@ impl File {
         Self::Pressure(Resource::Io),
         Self::Pressure(Resource::Memory),
         Self::CpuOnline,
+        // At the end: numbers of nodes go by the order.
+        Self::Vmstat,
     ];
 
     /// The path below `/`, on the host and in our mount alike.
@@ -54,6 +58,7 @@ impl File {
             Self::Stat => "proc/stat",
             Self::Swaps => "proc/swaps",
             Self::Uptime => "proc/uptime",
+            Self::Vmstat => "proc/vmstat",
             Self::Pressure(Resource::Cpu) => "proc/pressure/cpu",
             Self::Pressure(Resource::Io) => "proc/pressure/io",
             Self::Pressure(Resource::Memory) => "proc/pressure/memory",

@@ -147,6 +147,32 @@ impl CpuHistory {
     }
 }
 
+/// The idle time of all CPUs together, as `/proc/uptime` has it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IdleHistory {
+    up_ns: u64,
+    used_ns: u64,
+    idle_ns: u64,
+    /// Time used beyond what the CPUs had, to be taken from idle time to come.
+    debt_ns: u64,
+}
+
+impl IdleHistory {
+    /// Idle time after `up_ns` of wall time, in which `used_ns` of CPU time was used: what `cpus` CPUs had since the last
+    /// time less what was used since. It never falls, however many CPUs there were before.
+    pub fn advance(&mut self, up_ns: u64, used_ns: u64, cpus: u32) -> u64 {
+        let had_ns = up_ns.saturating_sub(self.up_ns).saturating_mul(u64::from(cpus));
+        let spent_ns = used_ns.saturating_sub(self.used_ns).saturating_add(self.debt_ns);
+        *self = Self {
+            up_ns: up_ns.max(self.up_ns),
+            used_ns: used_ns.max(self.used_ns),
+            idle_ns: self.idle_ns.saturating_add(had_ns.saturating_sub(spent_ns)),
+            debt_ns: spent_ns.saturating_sub(had_ns),
+        };
+        self.idle_ns
+    }
+}
+
 /// User, nice and system time to show where `shown` was shown and `times` was read.
 fn use_since(shown: CpuTimes, times: CpuTimes) -> CpuTimes {
     let used_ns = times.used_ns().max(shown.used_ns());
@@ -226,6 +252,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn idle_time_never_falls_and_is_what_was_not_used(
+            steps in proptest::collection::vec((0_u64..1000, 0_u64..3000, 1_u32..5), 1..50),
+        ) {
+            let mut history = IdleHistory::default();
+            let (mut up, mut used, mut had, mut last) = (0, 0, 0, 0);
+            for (passed, step, cpus) in steps {
+                (up, used, had) = (up + passed, used + step, had + passed * u64::from(cpus));
+                let idle = history.advance(up, used, cpus);
+                prop_assert!(idle >= last && idle >= had.saturating_sub(used));
+                prop_assert!(idle <= had);
+                last = idle;
+            }
+        }
+
         #[test]
         fn what_is_dealt_is_the_precise_number(
             steps in proptest::collection::vec((0_u64..1000, 0_u64..=100, 1_u32..5), 1..50),

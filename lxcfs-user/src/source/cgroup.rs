@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use self::hierarchy::{Cgroup, Hierarchies};
 use super::host::Host;
-use super::{Cpu, DeviceIo, Load, Memory, NumaStat, Source, Swap, tasks};
+use super::{Cpu, DeviceIo, Hugetlb, Load, Memory, NumaStat, Source, Swap, tasks};
 use crate::error::Result;
 use crate::model::container::Container;
 use crate::model::cpus::{Bandwidth, CpuSet};
@@ -191,6 +191,14 @@ impl Source for CgroupFiles {
         }
     }
 
+    fn memory_events(&self, container: &Container) -> Result<Option<Vec<(String, u64)>>> {
+        match self.place(container, "memory") {
+            Some(Place::V1(cgroup)) => v1::memory_events(&cgroup),
+            Some(Place::V2(cgroup)) => v2::memory_events(&cgroup),
+            None => Ok(None),
+        }
+    }
+
     fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {
         match self.place(container, "memory") {
             Some(Place::V1(cgroup)) => v1::numa(&cgroup),
@@ -203,6 +211,14 @@ impl Source for CgroupFiles {
         match self.place(container, "memory") {
             Some(Place::V1(cgroup)) => v1::swap(&cgroup),
             Some(Place::V2(cgroup)) => v2::swap(&cgroup),
+            None => Ok(None),
+        }
+    }
+
+    fn hugetlb(&self, container: &Container, page_bytes: u64) -> Result<Option<Hugetlb>> {
+        match self.place(container, "hugetlb") {
+            Some(Place::V1(cgroup)) => v1::hugetlb(&cgroup, page_bytes),
+            Some(Place::V2(cgroup)) => v2::hugetlb(&cgroup, page_bytes),
             None => Ok(None),
         }
     }

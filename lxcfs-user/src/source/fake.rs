@@ -1,6 +1,6 @@
 //! A [`Source`] and a [`Machine`] from struct literals, for tests of everything that reads from one.
 
-use super::{Cpu, DeviceIo, Load, Machine, Memory, NumaStat, Source, Swap};
+use super::{Cpu, DeviceIo, Hugetlb, Load, Machine, Memory, NumaStat, Source, Swap};
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
 use crate::model::cpus::{Bandwidth, CpuSet};
@@ -16,8 +16,10 @@ pub struct FakeSource {
     pub bandwidth: Option<Bandwidth>,
     pub throttled_ns: Option<u64>,
     pub memory: Option<Memory>,
+    pub memory_events: Option<Vec<(String, u64)>>,
     pub numa: Option<Vec<NumaStat>>,
     pub swap: Option<Swap>,
+    pub hugetlb: Option<Hugetlb>,
     pub io: Option<Vec<DeviceIo>>,
     pub load: Option<Load>,
     pub pressure: Option<String>,
@@ -59,12 +61,20 @@ impl Source for FakeSource {
         self.supply("memory", &self.memory)
     }
 
+    fn memory_events(&self, _: &Container) -> Result<Option<Vec<(String, u64)>>> {
+        self.supply("memory_events", &self.memory_events)
+    }
+
     fn numa(&self, _: &Container) -> Result<Option<Vec<NumaStat>>> {
         self.supply("numa", &self.numa)
     }
 
     fn swap(&self, _: &Container) -> Result<Option<Swap>> {
         self.supply("swap", &self.swap)
+    }
+
+    fn hugetlb(&self, _: &Container, _: u64) -> Result<Option<Hugetlb>> {
+        self.supply("hugetlb", &self.hugetlb)
     }
 
     fn io(&self, _: &Container) -> Result<Option<Vec<DeviceIo>>> {
@@ -114,6 +124,10 @@ impl Machine for FakeMachine {
 
     fn boottime_ns(&self) -> u64 {
         self.boottime_ns
+    }
+
+    fn page_bytes(&self) -> u64 {
+        4_096
     }
 
     fn ticks_per_second(&self) -> u64 {

@@ -113,6 +113,10 @@ impl Machine for Host {
         clock_ns(ClockId::Boottime)
     }
 
+    fn page_bytes(&self) -> u64 {
+        rustix::param::page_size() as u64
+    }
+
     fn ticks_per_second(&self) -> u64 {
         static TICKS: OnceLock<u64> = OnceLock::new();
         *TICKS.get_or_init(rustix::param::clock_ticks_per_second)

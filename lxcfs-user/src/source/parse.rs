@@ -189,6 +189,16 @@ pub fn blkio(text: &[u8]) -> impl Iterator<Item = ((u32, u32), &[u8], u64)> {
     })
 }
 
+/// How the hugetlb controller writes the size of a page in the names of its files.
+#[must_use]
+pub fn page_size_name(bytes: u64) -> String {
+    match bytes {
+        bytes if bytes >= 1 << 30 => format!("{}GB", bytes >> 30),
+        bytes if bytes >= 1 << 20 => format!("{}MB", bytes >> 20),
+        bytes => format!("{}KB", bytes >> 10),
+    }
+}
+
 /// `memory.numa_stat`: a `key N0=1 N1=2` on each line, which v1 begins with `key=3`.
 #[must_use]
 pub fn numa_stat(text: &[u8]) -> Vec<NumaStat> {
@@ -306,6 +316,12 @@ mod tests {
         let text = b"Name:\tx\nNSpid:\t4711\t17\t1\nNSpgid:\t1\n";
         assert_eq!(status_numbers(text, b"NSpid"), Some(vec![4711, 17, 1]));
         assert_eq!(status_numbers(text, b"NStgid"), None);
+    }
+
+    #[test]
+    fn names_of_huge_page_sizes() {
+        let names = [64 << 10, 2 << 20, 512 << 20, 1 << 30].map(page_size_name);
+        assert_eq!(names, ["64KB", "2MB", "512MB", "1GB"]);
     }
 
     #[test]

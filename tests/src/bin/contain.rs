@@ -20,8 +20,8 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, setgid, setgroups, setuid};
 
-/// The files a container gets: those LXCFS's LXC hook and its README bind, and the memory nodes.
-const FILES: [&str; 11] = [
+/// The files a container gets: those LXCFS's LXC hook and its README bind, and the files it has not.
+const FILES: [&str; 12] = [
     "proc/cpuinfo",
     "proc/diskstats",
     "proc/loadavg",
@@ -30,6 +30,7 @@ const FILES: [&str; 11] = [
     "proc/stat",
     "proc/swaps",
     "proc/uptime",
+    "proc/vmstat",
     "proc/pressure",
     "sys/devices/system/cpu",
     "sys/devices/system/node",

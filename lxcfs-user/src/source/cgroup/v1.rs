@@ -4,7 +4,7 @@ use super::hierarchy::Cgroup;
 use crate::error::Result;
 use crate::model::cpus::Bandwidth;
 use crate::model::monotonic::CpuTimes;
-use crate::source::{Cpu, DeviceIo, Memory, NumaStat, Swap, parse};
+use crate::source::{Cpu, DeviceIo, Hugetlb, Memory, NumaStat, Swap, parse};
 
 /// Above this a limit means "none": the kernel prints the largest page counter, rounded to its page size.
 const UNLIMITED_BYTES: u64 = 1 << 62;
@@ -91,6 +91,27 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
     }
 }
 
+/// The page faults of `memory.stat`, and the kills of `memory.oom_control`, which are those of this cgroup alone.
+///
+/// `total_pgpgin` and `total_pgpgout` are left out: what v1 calls so is memory charged, not read from a device.
+pub(super) fn memory_events(cgroup: &Cgroup<'_>) -> Result<Option<Vec<(String, u64)>>> {
+    const NAMES: [(&[u8], &str); 3] = [
+        (b"total_pgfault", "pgfault"),
+        (b"total_pgmajfault", "pgmajfault"),
+        (b"oom_kill", "oom_kill"),
+    ];
+    let named = |text: &[u8]| {
+        let of = |(key, count): (&[u8], u64)| {
+            let name = NAMES.iter().find(|(known, _)| *known == key)?.1;
+            Some((name.to_owned(), count))
+        };
+        Some(parse::flat_keyed(text).filter_map(of).collect::<Vec<_>>())
+    };
+    let Some(mut events) = cgroup.parse("memory.stat", named)? else { return Ok(None) };
+    events.extend(cgroup.parse("memory.oom_control", named)?.unwrap_or_default());
+    Ok(Some(events))
+}
+
 /// `memory.numa_stat`: pages on the lists of each node. The `hierarchical_` lines are those of the subtree.
 pub(super) fn numa(cgroup: &Cgroup<'_>) -> Result<Option<Vec<NumaStat>>> {
     let page_bytes = rustix::param::page_size() as u64;
@@ -139,6 +160,17 @@ fn swap_of_stat(text: &[u8]) -> (Option<u64>, Option<u64>) {
 
 fn limited(bytes: u64) -> Option<u64> {
     (bytes < UNLIMITED_BYTES).then_some(bytes)
+}
+
+/// `hugetlb.2MB.usage_in_bytes` and its like; a limit is the smallest up the tree.
+pub(super) fn hugetlb(cgroup: &Cgroup<'_>, page_bytes: u64) -> Result<Option<Hugetlb>> {
+    let name = |file: &str| format!("hugetlb.{}.{file}", parse::page_size_name(page_bytes));
+    let Some(used_bytes) = cgroup.parse(&name("usage_in_bytes"), parse::single)? else {
+        return Ok(None);
+    };
+    let reserved_bytes = cgroup.parse(&name("rsvd.usage_in_bytes"), parse::single)?.unwrap_or(0);
+    let limit = cgroup.smallest(&name("limit_in_bytes"))?;
+    Ok(Some(Hugetlb { limit_bytes: limit.and_then(limited), used_bytes, reserved_bytes }))
 }
 
 /// `blkio.throttle.*_recursive`, filled by any I/O scheduler, or BFQ's own files where those are empty.

@@ -4,7 +4,7 @@ use super::hierarchy::Cgroup;
 use crate::error::{Errno, Result};
 use crate::model::cpus::Bandwidth;
 use crate::model::file::Resource;
-use crate::source::{Cpu, DeviceIo, Memory, NumaStat, Swap, parse};
+use crate::source::{Cpu, DeviceIo, Hugetlb, Memory, NumaStat, Swap, parse};
 
 /// `cpu.stat`: there in every cgroup, whether or not the cpu controller is enabled. No per-CPU numbers.
 pub(super) fn cpu(cgroup: &Cgroup<'_>) -> Result<Option<Cpu>> {
@@ -83,6 +83,23 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
     }
 }
 
+/// The events among the lines of `memory.stat`, which have the names of `/proc/vmstat`, and the kills of `memory.events`.
+pub(super) fn memory_events(cgroup: &Cgroup<'_>) -> Result<Option<Vec<(String, u64)>>> {
+    let all = |text: &[u8]| {
+        let of =
+            |(key, count): (&[u8], u64)| Some((String::from_utf8(key.to_owned()).ok()?, count));
+        Some(parse::flat_keyed(text).filter_map(of).collect::<Vec<_>>())
+    };
+    for level in cgroup.ancestry() {
+        if let Some(mut events) = level.parse("memory.stat", all)? {
+            let kills = level.parse("memory.events", all)?.unwrap_or_default();
+            events.extend(kills.into_iter().filter(|(name, _)| name == "oom_kill"));
+            return Ok(Some(events));
+        }
+    }
+    Ok(None)
+}
+
 /// `memory.numa_stat` (5.10), of the nearest level that has it.
 pub(super) fn numa(cgroup: &Cgroup<'_>) -> Result<Option<Vec<NumaStat>>> {
     for level in cgroup.ancestry() {
@@ -102,6 +119,18 @@ pub(super) fn swap(cgroup: &Cgroup<'_>) -> Result<Option<Swap>> {
         };
         let limit_bytes = level.smallest("memory.swap.max")?;
         return Ok(Some(Swap { limit_bytes, used_bytes }));
+    }
+    Ok(None)
+}
+
+/// `hugetlb.2MB.current` and its like, of the nearest level that has them.
+pub(super) fn hugetlb(cgroup: &Cgroup<'_>, page_bytes: u64) -> Result<Option<Hugetlb>> {
+    let name = |file: &str| format!("hugetlb.{}.{file}", parse::page_size_name(page_bytes));
+    for level in cgroup.ancestry() {
+        let Some(used_bytes) = level.parse(&name("current"), parse::single)? else { continue };
+        let reserved_bytes = level.parse(&name("rsvd.current"), parse::single)?.unwrap_or(0);
+        let limit_bytes = level.smallest(&name("max"))?;
+        return Ok(Some(Hugetlb { limit_bytes, used_bytes, reserved_bytes }));
     }
     Ok(None)
 }
