@@ -17,7 +17,7 @@ use crate::vm;
 pub(crate) use soak::{SoakArgs, soak};
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 19] = [
+const TOOLS: [(&str, &str); 20] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
@@ -28,6 +28,7 @@ const TOOLS: [(&str, &str); 19] = [
     ("tmux", "tmux"),
     ("lscpu", "util-linux"),
     ("nsenter", "util-linux"),
+    ("setarch", "util-linux"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
     ("losetup", "mount"),
