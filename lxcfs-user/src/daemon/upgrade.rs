@@ -48,7 +48,7 @@ pub(super) fn self_test(rooms: &Rooms) -> Result<()> {
     let container = rooms.callers.ourselves()?;
     let (source, machine, policy) = rooms.road.parts();
     for file in File::ALL {
-        let view = View { container: &container, source, machine, policy };
+        let view = View { container: &container, source, machine, policy, is_32bit: false };
         let mut page = Vec::new();
         let made = files::page(file, &view, &mut page).or_else(|_| machine.read(file, &mut page));
         // Nobody reads a file that this host does not have.
