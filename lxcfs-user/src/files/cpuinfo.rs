@@ -1,7 +1,8 @@
 //! `/proc/cpuinfo`: the host's description of each CPU shown (kernel: arch/*/kernel/cpu/proc.c and the like).
 //!
-//! The text is the architecture's own, and on some the caller's: a 32-bit program on arm64 finds that of a 32-bit machine. A stanza is kept when its CPU is shown; on x86 the two lines that count CPUs are
-//! counted again, so that the file reads as on a machine whose other CPUs are offline.
+//! The text is the architecture's own, and on some the caller's: a 32-bit program on arm64 finds that of a 32-bit machine.
+//! A stanza is kept when its CPU is shown; on x86 the two lines that count CPUs are counted again, so that the file reads as
+//! on a machine whose other CPUs are offline.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -150,6 +151,7 @@ mod tests {
     use super::*;
     use crate::files::testing::Case;
     use crate::model::cpus::{Bandwidth, CpuSet, CpuView};
+    use crate::model::file::File;
     use crate::source::fake::FakeSource;
 
     const X86_64: &str = include_str!("../../testdata/host/cpuinfo_x86_64");
