@@ -184,6 +184,14 @@ impl Callers {
             .unwrap_or(u64::MAX)
     }
 
+    /// Whether thread `tid` has the personality of a 32-bit program (`PER_LINUX32`). Where that cannot be asked, it has not.
+    #[must_use]
+    pub fn is_32bit(&self, tid: u32) -> bool {
+        // Eight hexadecimal digits, of which the last two tell the kind and the others are flags.
+        let text = Lookup(&self.host).read(tid, "personality").unwrap_or_default();
+        text.trim_ascii_end().ends_with(b"08")
+    }
+
     /// Forgets the container of thread `tid`, because what was known of it turned out to be wrong.
     pub fn forget(&self, tid: u32) {
         if let Ok(namespaces) = Lookup(&self.host).namespaces(tid) {

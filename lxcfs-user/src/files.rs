@@ -55,6 +55,8 @@ pub struct View<'a> {
     pub machine: &'a dyn Machine,
     /// What the operator decided.
     pub policy: &'a Policy,
+    /// Whether the reader has the personality of a 32-bit program.
+    pub is_32bit: bool,
 }
 
 /// Appends the page of `file` to `page`.

@@ -80,7 +80,8 @@ impl Road {
     pub fn page(&self, file: File, tid: u32) -> Result<Bytes> {
         let made = self.made(tid, file.path(), |view| {
             let mut page = Vec::with_capacity(4_096);
-            files::page(file, view, &mut page)?;
+            let is_32bit = file == File::Cpuinfo && self.callers.is_32bit(tid);
+            files::page(file, &View { is_32bit, ..*view }, &mut page)?;
             // Before the page is served: what was shown may not be forgotten.
             if file.remembers() {
                 self.memory.remember(view.container);
@@ -89,7 +90,11 @@ impl Road {
         })?;
         let host = || {
             let mut page = Vec::with_capacity(4_096);
-            self.machine.read(file, &mut page).map(|()| page)
+            let read = match file {
+                File::Cpuinfo => self.machine.read_cpuinfo(self.callers.is_32bit(tid), &mut page),
+                file => self.machine.read(file, &mut page),
+            };
+            read.map(|()| page)
         };
         if made.is_some() {
             self.fallbacks.served(file);
@@ -170,6 +175,7 @@ impl Road {
                 source: &*self.source,
                 machine: &*self.machine,
                 policy: &self.policy,
+                is_32bit: false,
             };
             make(&view).map(Some)
         };

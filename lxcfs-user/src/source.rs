@@ -105,6 +105,8 @@ pub trait Source: Send + Sync + fmt::Debug {
 pub trait Machine: Send + Sync + fmt::Debug {
     /// Appends the host's `file`, whole, to `text`.
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()>;
+    /// Appends the host's cpuinfo, as a 32-bit program finds it or as any other does.
+    fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()>;
     /// Appends the file at `path` below `/`, in `/sys/devices/system`, whole, to `text`.
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()>;
     /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`).

@@ -254,3 +254,21 @@ fn load_is_the_containers_own() -> Result<()> {
     }
     Ok(())
 }
+
+/// A reader with the personality of a 32-bit program gets the host's text for such; no thread of the daemon keeps it.
+#[test]
+fn a_32bit_program_reads_cpuinfo_as_on_the_host() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = Cgroup::new("setarch")?;
+    let cpuinfo = daemon.path("proc/cpuinfo").display().to_string();
+    let text = Container::new(&cgroup).sh(&format!(
+        "setarch linux32 grep -v MHz {cpuinfo}; echo; echo ----; setarch linux32 grep -v MHz /proc/cpuinfo"
+    ))?;
+    let (ours, host) = text.split_once("\n----\n").context("two texts")?;
+    ensure!(ours.trim() == host.trim(), "{text}");
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
+        let personality = fs::read_to_string(thread?.path().join("personality"))?;
+        ensure!(personality == "00000000\n", "{personality}");
+    }
+    Ok(())
+}

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::vm;
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 17] = [
+const TOOLS: [(&str, &str); 18] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
@@ -23,6 +23,7 @@ const TOOLS: [(&str, &str); 17] = [
     ("script", "bsdutils"),
     ("lscpu", "util-linux"),
     ("nsenter", "util-linux"),
+    ("setarch", "util-linux"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
     ("losetup", "mount"),

@@ -1,9 +1,9 @@
 //! `/proc/cpuinfo`: the host's description of each CPU shown (kernel: arch/*/kernel/cpu/proc.c and the like).
 //!
-//! The text is the architecture's own. A stanza is kept when its CPU is shown; on x86 the two lines that count CPUs are
+//! The text is the architecture's own, and on some the caller's: a 32-bit program on arm64 finds that of a 32-bit machine. A stanza is kept when its CPU is shown; on x86 the two lines that count CPUs are
 //! counted again, so that the file reads as on a machine whose other CPUs are offline.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use super::View;
@@ -19,7 +19,8 @@ pub(super) struct Cpuinfo {
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Cpuinfo> {
-    let host = view.host(File::Cpuinfo)?;
+    let mut host = Vec::with_capacity(16 << 10);
+    view.machine.read_cpuinfo(view.is_32bit, &mut host)?;
     let cpus = view.cpus()?;
     if !stanzas(&host).any(|stanza| stanza.cpu.is_some_and(|cpu| cpus.shown(cpu).is_some())) {
         let cause = format!("no processor of {}", cpus.set());
@@ -67,28 +68,44 @@ fn split_line(line: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((line[..colon].trim_ascii(), line[colon + 1..].trim_ascii()))
 }
 
+/// What is shown of a package.
+#[derive(Debug, Default)]
+struct Package<'a> {
+    cpus: u64,
+    cores: BTreeSet<&'a [u8]>,
+}
+
+/// The packages of the CPUs shown, by `physical id`.
+fn packages<'a>(shown: &[Stanza<'a>]) -> BTreeMap<Option<&'a [u8]>, Package<'a>> {
+    let mut packages: BTreeMap<_, Package<'a>> = BTreeMap::new();
+    for stanza in shown.iter().filter(|stanza| stanza.cpu.is_some()) {
+        let package = packages.entry(field(stanza.text, b"physical id")).or_default();
+        package.cpus += 1;
+        package.cores.extend(field(stanza.text, b"core id"));
+    }
+    packages
+}
+
 pub(super) fn render(cpuinfo: &Cpuinfo, page: &mut Vec<u8>) {
     let cpus = &cpuinfo.cpus;
-    let shown = stanzas(&cpuinfo.host).filter(|stanza| is_shown(stanza, cpus));
-    for stanza in shown.clone() {
-        let package = field(stanza.text, b"physical id");
-        let in_package = shown
-            .clone()
-            .filter(|other| other.cpu.is_some() && field(other.text, b"physical id") == package);
-        let cores = || in_package.clone().filter_map(|other| field(other.text, b"core id"));
+    let shown: Vec<_> = stanzas(&cpuinfo.host).filter(|stanza| is_shown(stanza, cpus)).collect();
+    let packages = packages(&shown);
+    for stanza in &shown {
+        let package = packages.get(&field(stanza.text, b"physical id"));
         for line in parse::lines(stanza.text).filter(|line| !line.is_empty()) {
-            match split_line(line) {
-                Some((b"processor" | b"cpu number", _)) if stanza.cpu.is_some() => {
-                    let number = stanza.cpu.and_then(|cpu| cpus.shown(cpu)).unwrap_or(0);
-                    write_line(page, line, u64::from(number));
+            match (split_line(line), stanza.cpu, package) {
+                (Some((b"processor" | b"cpu number", _)), Some(cpu), _) => {
+                    write_line(page, line, cpus.shown(cpu).unwrap_or(0).into());
                 }
-                Some((b"siblings", _)) if stanza.cpu.is_some() => {
-                    write_line(page, line, in_package.clone().count() as u64);
+                (Some((b"siblings", _)), Some(_), Some(package)) => {
+                    write_line(page, line, package.cpus);
                 }
-                Some((b"cpu cores", _)) if stanza.cpu.is_some() => {
-                    write_line(page, line, cores().collect::<BTreeSet<_>>().len() as u64);
+                (Some((b"cpu cores", _)), Some(_), Some(package)) => {
+                    write_line(page, line, package.cores.len() as u64);
                 }
-                Some((b"# processors", _)) => write_line(page, line, u64::from(cpus.count())),
+                (Some((b"# processors", _)), ..) => {
+                    write_line(page, line, u64::from(cpus.count()));
+                }
                 _ => write_s390x_line(page, line, cpus),
             }
         }
@@ -137,13 +154,17 @@ mod tests {
     use crate::source::fake::FakeSource;
 
     const X86_64: &str = include_str!("../../testdata/host/cpuinfo_x86_64");
-    const S390X: &str = "vendor_id       : IBM/S390\n# processors    : 3\nbogomips per cpu: 3241.00\n\
-        processor 0: version = FF,  identification = 1, machine = 3906\n\
-        processor 1: version = FF,  identification = 2, machine = 3906\n\
-        processor 2: version = FF,  identification = 3, machine = 3906\n\n\
-        cpu number      : 0\nphysical id     : 1\n\ncpu number      : 1\nphysical id     : 1\n\n\
-        cpu number      : 2\nphysical id     : 1\n\n";
-
+    const ARM64: &str = include_str!("../../testdata/host/cpuinfo_arm64");
+    const ARM_ON_ARM64: &str = include_str!("../../testdata/host/cpuinfo_arm_on_arm64");
+    const ARCHITECTURES: [(&str, &str); 7] = [
+        ("arm64", ARM64),
+        ("arm_on_arm64", ARM_ON_ARM64),
+        ("arm", include_str!("../../testdata/host/cpuinfo_arm")),
+        ("ppc64le", include_str!("../../testdata/host/cpuinfo_ppc64le")),
+        ("s390x", include_str!("../../testdata/host/cpuinfo_s390x")),
+        ("riscv64", include_str!("../../testdata/host/cpuinfo_riscv64")),
+        ("loongarch64", include_str!("../../testdata/host/cpuinfo_loongarch64")),
+    ];
     fn case(host: &str, cpuset: &str) -> Case {
         let source =
             FakeSource { cpuset: CpuSet::parse(cpuset.as_bytes()), ..FakeSource::default() };
@@ -170,16 +191,59 @@ mod tests {
         assert_eq!(page.matches("processor\t:").count(), 1);
     }
 
+    /// The second and the last CPU of each architecture's machine of four.
     #[test]
-    fn s390x_has_a_line_and_a_stanza_for_each_cpu() {
-        case(S390X, "0,2").golden(File::Cpuinfo, "cpuinfo/s390x_two_of_three");
+    fn two_of_four_on_every_architecture() {
+        for (name, host) in ARCHITECTURES {
+            let (two, all) = (case(host, "1,3"), case(host, "0-3"));
+            two.golden(File::Cpuinfo, &format!("cpuinfo/{name}_two_of_four"));
+            // What stands behind the last CPU of 32-bit Arm ends without a blank line.
+            let page = all.page(File::Cpuinfo).unwrap();
+            assert_eq!(page.trim_end(), host.trim_end(), "{name}: all CPUs are the host's file");
+        }
     }
 
     #[test]
-    fn text_about_the_machine_stays() {
-        let arm = "processor\t: 0\nBogoMIPS\t: 1\n\nprocessor\t: 1\nBogoMIPS\t: 1\n\nHardware\t: BCM2835\n";
-        let page = case(arm, "1").page(File::Cpuinfo).unwrap();
-        assert_eq!(page, "processor\t: 1\nBogoMIPS\t: 1\n\nHardware\t: BCM2835\n\n");
+    fn virtual_cpus_count_from_zero_on_every_architecture() {
+        for (name, host) in ARCHITECTURES {
+            let mut case = case(host, "2-3");
+            case.source.bandwidth = Some(Bandwidth { quota_us: 2, period_us: 1 });
+            case.policy.cpu_view = CpuView::Quota;
+            let page = case.page(File::Cpuinfo).unwrap();
+            let numbers: Vec<_> = parse::lines(page.as_bytes())
+                .filter_map(split_line)
+                .filter(|(key, _)| [&b"processor"[..], b"cpu number"].contains(key))
+                .filter_map(|(_, value)| parse::number(value))
+                .collect();
+            assert_eq!(numbers, [0, 1], "{name}: {page}");
+        }
+    }
+
+    #[test]
+    fn a_32bit_program_reads_the_text_for_such() {
+        let mut case = case(ARM64, "1");
+        case.machine.cpuinfo_32bit = Some(ARM_ON_ARM64.to_owned());
+        assert!(!case.page(File::Cpuinfo).unwrap().contains("model name"));
+        case.is_32bit = true;
+        assert!(case.page(File::Cpuinfo).unwrap().contains("model name\t: ARMv8 Processor"));
+    }
+
+    #[test]
+    fn a_thousand_cpus_are_all_there() {
+        let stanza = X86_64.split("\n\n").next().unwrap();
+        let host: String = (0..1_024)
+            .map(|cpu| {
+                let text = stanza.replace("processor\t: 0", &format!("processor\t: {cpu}"));
+                text.replace("core id\t\t: 0", &format!("core id\t\t: {}", cpu / 2)) + "\n\n"
+            })
+            .collect();
+        let source = FakeSource { cpuset: CpuSet::parse(b"1-1023"), ..FakeSource::default() };
+        let files = [(File::CpuOnline, "0-1023\n"), (File::Cpuinfo, &*host)];
+        let page = Case::new(source, &files).page(File::Cpuinfo).unwrap();
+        assert_eq!(page.matches("processor\t:").count(), 1_023);
+        assert!(page.contains("processor\t: 1023\n"));
+        assert_eq!(page.matches("siblings\t: 1023\n").count(), 1_023);
+        assert_eq!(page.matches("cpu cores\t: 512\n").count(), 1_023);
     }
 
     #[test]

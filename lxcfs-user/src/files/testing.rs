@@ -17,6 +17,7 @@ pub(super) struct Case {
     pub(super) machine: FakeMachine,
     pub(super) policy: Policy,
     pub(super) container: Container,
+    pub(super) is_32bit: bool,
 }
 
 impl Case {
@@ -37,6 +38,7 @@ impl Case {
                 cgroups: CgroupPaths::default(),
                 history: Arc::default(),
             },
+            is_32bit: false,
         }
     }
 
@@ -59,6 +61,7 @@ impl Case {
             source: &self.source,
             machine: &self.machine,
             policy: &self.policy,
+            is_32bit: self.is_32bit,
         }
     }
 

@@ -97,6 +97,8 @@ impl Source for FakeSource {
 #[allow(missing_docs, reason = "each field is what the trait's method of its name returns")]
 pub struct FakeMachine {
     pub files: Vec<(File, String)>,
+    /// Cpuinfo as a 32-bit program finds it, where that is another.
+    pub cpuinfo_32bit: Option<String>,
     /// What is read by path.
     pub sys: Vec<(String, String)>,
     pub boottime_ns: u64,
@@ -110,6 +112,16 @@ impl Machine for FakeMachine {
                 Ok(())
             }
             None => Err(Error::io("read", file.path(), Errno::NOENT)),
+        }
+    }
+
+    fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
+        match self.cpuinfo_32bit.as_ref().filter(|_| is_32bit) {
+            Some(cpuinfo) => {
+                text.extend_from_slice(cpuinfo.as_bytes());
+                Ok(())
+            }
+            None => self.read(File::Cpuinfo, text),
         }
     }
 

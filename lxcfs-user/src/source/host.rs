@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
+use nix::sys::personality::{self, Persona};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::time::ClockId;
@@ -15,6 +16,9 @@ use super::trigger::PressureFile;
 use crate::error::{Errno, Error, Result};
 use crate::model::file::{File, Resource};
 use crate::model::topology::Tree;
+
+/// The personality of a 32-bit program on a 64-bit kernel.
+const PER_LINUX32: i32 = 8;
 
 /// The host's files by descriptor.
 #[derive(Debug)]
@@ -97,10 +101,19 @@ impl Host {
 impl Machine for Host {
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
         let read = match &self.files[slot(file)] {
+            Ok(_) if is_long(file) => {
+                self.reopen(file, OFlags::RDONLY).and_then(|fd| read_whole(&fd, text))
+            }
             Ok(fd) => read_whole(fd, text),
             Err(errno) => Err(*errno),
         };
         read.map_err(|errno| Error::io("read", full_path(file), errno))
+    }
+
+    fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
+        // The kernel goes by the personality of the thread that reads, which is ours.
+        let _as_reader = is_32bit.then(Personality::of_32bit);
+        self.read(File::Cpuinfo, text)
     }
 
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
@@ -138,6 +151,31 @@ impl Machine for Host {
         let opened = self.reopen(file, OFlags::RDWR);
         let failed = |errno| Error::io("open", full_path(file), errno);
         opened.map(|fd| PressureFile::new(fd, full_path(file).into())).map_err(failed)
+    }
+}
+
+/// Whether the kernel makes the file in pieces. Between two readers of one descriptor it would make everything up to each
+/// piece anew, and if a line has become longer meanwhile, cut it wrongly.
+const fn is_long(file: File) -> bool {
+    matches!(file, File::Cpuinfo | File::Diskstats | File::Slabinfo | File::Vmstat)
+}
+
+/// The calling thread's personality, until it is dropped.
+struct Personality(Option<Persona>);
+
+impl Personality {
+    /// `PER_LINUX32` of personality(2).
+    fn of_32bit() -> Self {
+        // Where it is refused, the reader gets the text for a 64-bit program.
+        Self(personality::set(Persona::from_bits_retain(PER_LINUX32)).ok())
+    }
+}
+
+impl Drop for Personality {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            let _ = personality::set(before);
+        }
     }
 }
 
@@ -221,6 +259,22 @@ pub(crate) fn read_whole(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_personality_lasts_as_long_as_the_reading() {
+        let own = || std::fs::read_to_string("/proc/thread-self/personality").unwrap();
+        let before = own();
+        {
+            let _as_reader = Personality::of_32bit();
+            assert_eq!(own(), "00000008\n");
+        }
+        assert_eq!(own(), before);
+        let (mut text, mut again) = (Vec::new(), Vec::new());
+        Host::open().unwrap().read_cpuinfo(true, &mut text).unwrap();
+        Host::open().unwrap().read_cpuinfo(false, &mut again).unwrap();
+        assert!(text.starts_with(&again[..9]), "{}", String::from_utf8_lossy(&text));
+        assert_eq!(own(), before);
+    }
 
     #[test]
     fn the_live_host_can_be_read_twice_from_one_descriptor() {
