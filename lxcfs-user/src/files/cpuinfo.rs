@@ -9,7 +9,6 @@ use std::io::Write;
 use super::View;
 use crate::error::{Error, Result};
 use crate::model::cpus::Cpus;
-use crate::model::file::File;
 use crate::source::parse;
 
 #[derive(Debug)]
