@@ -2,7 +2,7 @@
 //!
 //! [`Accounting::load`] asks what the kernel has ([`support`]), loads and attaches the programs and
 //! seeds them; from then on every number is a read of memory. [`Accounting::maintain`] is called
-//! when [`Accounting::notifications`] becomes readable, and now and then in any case.
+//! when [`Accounting::notifications`] becomes readable, and only then.
 //!
 //! # Subtrees
 //!
@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya::programs::links::FdLink;
@@ -43,6 +44,10 @@ pub use maintain::Reaped;
 use maps::{Maps, ctrl_word, slot_word};
 pub use sample::{CpuSample, LoadSample};
 
+/// A missed event is made good by the task's next one, so that only a task that sleeps on can stay miscounted: all are
+/// compared with the kernel this often, when there is something else to do. No timer runs for it.
+const RECONCILE_EVERY: Duration = Duration::from_secs(3_600);
+
 /// Why there is no accounting: one line, and for a refused program the verifier's log.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
@@ -58,7 +63,7 @@ pub enum Unavailable {
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Cgroups counted at once, those without tasks of their own but with such below included.
-    /// Each costs 128 bytes per possible CPU and some 450 more.
+    /// Each costs 128 bytes per possible CPU and some 420 more.
     pub slots: u32,
 }
 
@@ -148,6 +153,7 @@ struct Upkeep {
     notify: RingBuf<MapData>,
     messages: Option<EbpfLogger<report::ToTracing>>,
     anomalies_seen: u64,
+    reconciled: Instant,
 }
 
 impl std::fmt::Debug for Upkeep {
@@ -168,8 +174,15 @@ impl Accounting {
             Unavailable::Failed { operation: "share a descriptor", source: Box::new(error) }
         })?;
         let folder = Folder { fold, free, barrier: plan.barrier };
-        let upkeep = Upkeep { _links: links, seed, folder, notify, messages, anomalies_seen: 0 };
-        let upkeep = Mutex::new(upkeep);
+        let upkeep = Mutex::new(Upkeep {
+            _links: links,
+            seed,
+            folder,
+            notify,
+            messages,
+            anomalies_seen: 0,
+            reconciled: Instant::now(),
+        });
         Ok(Self { maps, clock, flush, notifications, flushed: AtomicU64::new(0), upkeep })
     }
 
@@ -300,7 +313,7 @@ impl Accounting {
     }
 
     /// Gives back the slots of removed cgroups, and compares all tasks with the kernel if anything
-    /// was missed. To be called shortly after a notification (many removals come together), again
+    /// was missed, or if that is an hour ago. To be called shortly after a notification (many removals come together), again
     /// a second later while [`Reaped::waiting`] is not 0.
     pub fn maintain(&self) -> Result<Maintained, Unavailable> {
         let mut upkeep = self.upkeep();
@@ -311,9 +324,11 @@ impl Accounting {
             messages.flush();
         }
         let anomalies = self.counters().anomalies();
-        let reconciled = anomalies != upkeep.anomalies_seen;
+        let due = upkeep.reconciled.elapsed() > RECONCILE_EVERY;
+        let reconciled = due || anomalies != upkeep.anomalies_seen;
         if reconciled {
             upkeep.anomalies_seen = anomalies;
+            upkeep.reconciled = Instant::now();
             load::walk_tasks(upkeep.seed.as_fd())?;
         }
         let reaped = upkeep.folder.reap(&self.maps, &self.clock).map_err(|error| {

@@ -59,7 +59,8 @@ pub struct Serve {
     /// Where load and CPU time come from: eBPF where the kernel allows it, or cgroup files alone
     #[arg(long, value_enum, default_value_t)]
     pub accounting: Supplier,
-    /// Cgroups to keep counts for at once, with eBPF: each takes 128 bytes per possible CPU and some 450 more
+    /// Cgroups to keep counts for at once, with eBPF: each takes 128 bytes per possible CPU and some 420 more, 10,000 take
+    /// 7 MB on 2 CPUs and 86 MB on 64
     #[arg(long, default_value_t = 4_096, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
     pub cgroups: u32,
     /// Show no swap

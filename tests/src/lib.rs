@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// The directory cargo puts our programs in: beside the test binary's `deps`, or beside the program itself.
+/// The directory cargo puts our programs in: above that of tests and examples, or the program's own.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("/proc/self/exe can be read");
     let directory = exe.parent().expect("a program lies in a directory");
-    let directory = if directory.ends_with("deps") {
-        directory.parent().expect("deps lies in the target directory")
+    let directory = if directory.ends_with("deps") || directory.ends_with("examples") {
+        directory.parent().expect("both lie in the target directory")
     } else {
         directory
     };

@@ -41,7 +41,11 @@ fn cpu_time_is_the_kernels() {
     let jiffy_ns = accounting().clock().jiffy_ns;
     let near = |ours: u64, kernel: u64, what: &str| {
         let allowed = jiffy_ns + kernel / 1_000;
-        assert!(ours.abs_diff(kernel) <= allowed, "{what}: {ours} ns, the kernel says {kernel}");
+        let counters = accounting().counters();
+        assert!(
+            ours.abs_diff(kernel) <= allowed,
+            "{what}: {ours} ns, the kernel says {kernel}: {counters:?}"
+        );
     };
     assert!(usage_ns > 200_000_000, "it ran, others willing, for two seconds: {usage_ns}");
     near(total(&ours), usage_ns, "all CPUs");
