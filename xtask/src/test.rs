@@ -163,7 +163,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
     crate::cargo(&["build", "--package", "lxcfs-user", "--package", "lxcfs-tests"])?;
     let storms = [
         ("fs", "reads_of_any_shape_never_fail"),
-        ("daemon", "memory_is_flat_over_many_containers"),
+        ("daemon", "ask_306_684_677_317_122_memory_is_flat_over_many_containers"),
     ];
     for (suite, test) in storms {
         println!("> {test}: {} reads of each file, {} containers", args.reads, args.containers);

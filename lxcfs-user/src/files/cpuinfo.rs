@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_two_cpus_is_a_package_with_one_core() {
+    fn ask_88_301_305_307_401_one_of_two_cpus_is_a_package_with_one_core() {
         case(X86_64, "1").golden(File::Cpuinfo, "cpuinfo/x86_64_second");
     }
 
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn s390x_has_a_line_and_a_stanza_for_each_cpu() {
+    fn ask_105_s390x_has_a_line_and_a_stanza_for_each_cpu() {
         case(S390X, "0,2").golden(File::Cpuinfo, "cpuinfo/s390x_two_of_three");
     }
 
