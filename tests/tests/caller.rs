@@ -41,7 +41,7 @@ fn init_of(rooms: &Rooms, pid: u32) -> Result<u32> {
 }
 
 #[test]
-fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
+fn w04_an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
     let daemon = Daemon::start()?;
     let meminfo = daemon.path("proc/meminfo").display().to_string();
     // With a cgroup namespace any leaf; without one, the names that inits are known to use.
@@ -66,7 +66,7 @@ fn an_init_in_a_leaf_of_its_own_gets_the_whole_container() -> Result<()> {
 }
 
 #[test]
-fn a_nested_container_sees_its_own() -> Result<()> {
+fn ask_276_a_nested_container_sees_its_own() -> Result<()> {
     let daemon = Daemon::start()?;
     let meminfo = daemon.path("proc/meminfo").display().to_string();
     for shares_cgroup_namespace in [false, true] {
@@ -100,7 +100,8 @@ fn words<T: AsRef<std::ffi::OsStr>>(list: &[T]) -> String {
 }
 
 #[test]
-fn a_container_in_the_hosts_pid_namespace_has_the_limits_of_its_cgroup_namespace() -> Result<()> {
+fn ask_303_310_a_container_in_the_hosts_pid_namespace_has_the_limits_of_its_cgroup_namespace()
+-> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = limited("shared-pid")?;
     let container = Container::new(&cgroup).sharing_pid_namespace();
@@ -115,7 +116,7 @@ fn a_container_in_the_hosts_pid_namespace_has_the_limits_of_its_cgroup_namespace
 }
 
 #[test]
-fn the_root_of_a_user_namespace_reads_its_container() -> Result<()> {
+fn ask_447_680_the_root_of_a_user_namespace_reads_its_container() -> Result<()> {
     let daemon = Daemon::start()?;
     std::fs::set_permissions(
         daemon.directory(),
@@ -134,7 +135,7 @@ fn the_root_of_a_user_namespace_reads_its_container() -> Result<()> {
 }
 
 #[test]
-fn threads_and_odd_names_are_no_obstacle() -> Result<()> {
+fn w20_threads_and_odd_names_are_no_obstacle() -> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = limited("threads")?;
     let script = format!(
@@ -281,7 +282,7 @@ fn the_dead_are_forgotten() -> Result<()> {
 /// Containers one after another, as fast as they come: the kernel gives numbers of processes and namespaces out again,
 /// and none of them may be taken for the one before.
 #[test]
-fn containers_one_after_another_are_not_mixed_up() -> Result<()> {
+fn b05_containers_one_after_another_are_not_mixed_up() -> Result<()> {
     let rooms = Rooms::open(Policy::default(), InitLookup::Ask)?;
     let (small, large) = (limited("small")?, Cgroup::new("large")?);
     large.limit_memory(LIMIT_KIB << 11)?;
@@ -298,7 +299,7 @@ fn containers_one_after_another_are_not_mixed_up() -> Result<()> {
 
 /// Without a cgroup of its own there is nothing to tell a container by: the host's values, and status says so.
 #[test]
-fn host_values_are_never_served_in_silence() -> Result<()> {
+fn w10_ask_40_42_host_values_are_never_served_in_silence() -> Result<()> {
     let daemon = Daemon::start()?;
     let container = Container::in_root_cgroup()?;
     let text = container.sh(&format!("cat {}", daemon.path("proc/meminfo").display()))?;

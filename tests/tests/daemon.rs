@@ -101,7 +101,7 @@ fn a_busy_mount_point_and_a_held_pidfile_are_refused() -> Result<()> {
 }
 
 #[test]
-fn two_daemons_live_side_by_side() -> Result<()> {
+fn b09_two_daemons_live_side_by_side() -> Result<()> {
     let (first, second) = (Daemon::start()?, Daemon::start()?);
     drop(first);
     ensure!(!fs::read_to_string(second.path("proc/meminfo"))?.is_empty());
@@ -244,7 +244,7 @@ fn help_manual_and_completion_are_there() -> Result<()> {
 
 /// Under strace, reads of every kind, first ones too, make no process.
 #[test]
-fn no_read_makes_a_process() -> Result<()> {
+fn w03_b01_no_read_makes_a_process() -> Result<()> {
     let daemon = Daemon::start()?;
     let server = daemon.server();
     let trace = daemon.directory().join("trace");
@@ -283,7 +283,7 @@ fn no_read_makes_a_process() -> Result<()> {
 
 /// Containers come and go by the thousand (`LXCFS_TEST_CONTAINERS`), and the daemon does not grow.
 #[test]
-fn memory_is_flat_over_many_containers() -> Result<()> {
+fn ask_306_684_677_317_122_memory_is_flat_over_many_containers() -> Result<()> {
     let daemon = Daemon::with(&["--accounting", "auto"])?;
     let containers: u32 =
         std::env::var("LXCFS_TEST_CONTAINERS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);

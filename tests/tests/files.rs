@@ -117,7 +117,7 @@ fn shape(text: &[u8]) -> String {
 
 /// The same CPUs in every file, whatever the view.
 #[test]
-fn all_files_agree_on_the_cpus() -> Result<()> {
+fn w26_all_files_agree_on_the_cpus() -> Result<()> {
     let cgroup = Cgroup::new("cpus")?;
     cgroup.limit_cpu(50_000, 100_000)?;
     cgroup.limit_cpus("0-1")?;
@@ -140,7 +140,7 @@ fn all_files_agree_on_the_cpus() -> Result<()> {
 
 /// Limits are the smallest up the tree; use is the whole container's, also for a reader in a leaf of it.
 #[test]
-fn limits_come_from_above_and_use_from_the_whole_container() -> Result<()> {
+fn ask_44_162_limits_come_from_above_and_use_from_the_whole_container() -> Result<()> {
     let daemon = Daemon::start()?;
     let outer = Cgroup::new("outer")?;
     outer.limit_memory(128 << 20)?;
@@ -172,7 +172,7 @@ fn each_source() -> Result<[(&'static str, Daemon); 2]> {
 
 /// Busy loops are seen as busy CPUs, and times never fall.
 #[test]
-fn busy_time_is_the_containers() -> Result<()> {
+fn w15_ask_593_628_538_busy_time_is_the_containers() -> Result<()> {
     let daemons = each_source()?;
     let cgroup = Cgroup::new("busy")?;
     cgroup.limit_cpus("0")?;
@@ -208,7 +208,7 @@ fn busy_time_is_the_containers() -> Result<()> {
 
 /// The host's devices, and on those nobody in the container used, nothing.
 #[test]
-fn disks_are_those_the_container_used() -> Result<()> {
+fn ask_148_432_disks_are_those_the_container_used() -> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = Cgroup::new("disks")?;
     let text = read(&daemon, &cgroup, File::Diskstats)?;
@@ -225,7 +225,7 @@ fn disks_are_those_the_container_used() -> Result<()> {
 
 /// The load of a container with two busy loops, after samples at the kernel's period.
 #[test]
-fn load_is_the_containers_own() -> Result<()> {
+fn w24_ask_13_203_251_578_load_is_the_containers_own() -> Result<()> {
     let daemons = each_source()?;
     let cgroup = Cgroup::new("load")?;
     let files =

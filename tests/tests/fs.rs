@@ -71,7 +71,7 @@ fn what_cannot_be_done_has_the_kernels_errno() -> Result<()> {
 
 /// Nothing of the host's can be changed through us, although the host's file could be.
 #[test]
-fn nothing_can_be_changed() -> Result<()> {
+fn ask_629_nothing_can_be_changed() -> Result<()> {
     let daemon = Daemon::start()?;
     let uevent = daemon.path("sys/devices/system/cpu/cpu0/uevent");
     let opened = OpenOptions::new().write(true).open(&uevent);
@@ -116,7 +116,7 @@ fn is_served(name: &str) -> bool {
 
 /// Names, kinds and modes are the host's; sizes are those of a notional file: whole, and no more than a block.
 #[test]
-fn the_tree_looks_like_the_hosts() -> Result<()> {
+fn ask_469_522_525_the_tree_looks_like_the_hosts() -> Result<()> {
     let daemon = Daemon::start()?;
     for file in Served::ALL {
         let ours = fs::metadata(daemon.path(file.path()))?;
@@ -165,7 +165,7 @@ fn the_tree_looks_like_the_hosts() -> Result<()> {
 
 /// One page for one reading, however it is cut; a new one at the start; the end is the end.
 #[test]
-fn a_reading_is_of_one_page() -> Result<()> {
+fn w08_a_reading_is_of_one_page() -> Result<()> {
     let daemon = Daemon::start()?;
     let mut file = File::open(daemon.path("proc/stat"))?;
     let mut whole = Vec::new();
@@ -192,7 +192,7 @@ fn a_reading_is_of_one_page() -> Result<()> {
 
 /// Pressure files open for reading and writing, as those who set triggers open them; other users are told no.
 #[test]
-fn modes_decide_who_may_open() -> Result<()> {
+fn w07_modes_decide_who_may_open() -> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = Cgroup::new("modes")?;
     let read_write = |file: &str| File::options().read(true).write(true).open(daemon.path(file));

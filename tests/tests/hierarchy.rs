@@ -44,7 +44,7 @@ fn counter(text: &str, key: &str) -> Result<u64> {
 
 /// Six levels with limits at different ones, the container's boundary at the fourth, its reader in the sixth.
 #[test]
-fn limits_and_use_of_a_container_in_a_deep_tree() -> Result<()> {
+fn ask_690_limits_and_use_of_a_container_in_a_deep_tree() -> Result<()> {
     let (daemon, quota) = (Daemon::start()?, Daemon::with(&["--cpu-view", "quota"])?);
     let first = Cgroup::new("deep")?;
     first.limit_memory(512 << 20)?;
@@ -105,7 +105,7 @@ fn a_container_without_controllers() -> Result<()> {
 
 /// A child may ask for more CPUs than its parent has, on v2: what it gets is what is shown.
 #[test]
-fn the_effective_cpuset_is_shown() -> Result<()> {
+fn w16_the_effective_cpuset_is_shown() -> Result<()> {
     let daemon = Daemon::start()?;
     let parent = Cgroup::new("narrow")?;
     parent.limit_cpus("0")?;
@@ -139,7 +139,7 @@ fn ticks(stat: &str) -> Result<(u64, u64)> {
 
 /// Three busy loops with a fifth of a CPU among them.
 #[test]
-fn throttled_tasks_are_load_and_use_no_more_than_they_get() -> Result<()> {
+fn ask_500_452_283_throttled_tasks_are_load_and_use_no_more_than_they_get() -> Result<()> {
     let (daemon, quota) = (Daemon::start()?, Daemon::with(&["--cpu-view", "quota"])?);
     let cgroup = Cgroup::new("throttled")?;
     cgroup.limit_cpu(20_000, 100_000)?;
@@ -293,7 +293,7 @@ fn a_cgroup_namespace_in_a_container_is_a_boundary() -> Result<()> {
 }
 
 #[test]
-fn containers_in_containers_in_containers() -> Result<()> {
+fn ask_254_598_containers_in_containers_in_containers() -> Result<()> {
     let daemon = Daemon::start()?;
     let mut cgroup = limited("nested")?;
     let mut container = shell(&daemon, &cgroup)?;
@@ -346,7 +346,7 @@ fn hidden_processes_of_a_container_change_nothing() -> Result<()> {
 /// The daemon's own `/proc` hides processes too. It is root, to whom nothing is hidden. Mounts of its own, because the
 /// machine's `/proc` is for everybody.
 #[test]
-fn hidden_processes_of_the_host_change_nothing() -> Result<()> {
+fn w06_hidden_processes_of_the_host_change_nothing() -> Result<()> {
     let directory = mount::new_directory()?;
     let cgroup = limited("hidepid-host")?;
     let (meminfo, log) = (directory.join("mnt/proc/meminfo"), directory.join("log"));
@@ -412,7 +412,7 @@ fn a_delegated_cgroup_is_its_users_container() -> Result<()> {
 
 /// A page that was begun stays what it was; the next one is that of the cgroup the container is in now.
 #[test]
-fn a_cgroup_removed_under_a_reader() -> Result<()> {
+fn ask_187_a_cgroup_removed_under_a_reader() -> Result<()> {
     let daemon = Daemon::start()?;
     let (first, second) = (limited("first")?, Cgroup::new("second")?);
     second.limit_memory(LIMIT_KIB << 9)?;

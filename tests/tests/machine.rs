@@ -72,14 +72,14 @@ fn swap_on_zram_is_the_containers_share() -> Result<()> {
 }
 
 #[test]
-fn swap_in_a_file_is_the_containers_share() -> Result<()> {
+fn ask_56_170_240_258_384_416_438_551_swap_in_a_file_is_the_containers_share() -> Result<()> {
     let _alone = alone();
     let _swap = Swap::in_a_file(96)?;
     show_swap(80)
 }
 
 #[test]
-fn swap_without_a_limit_is_the_hosts() -> Result<()> {
+fn w02_swap_without_a_limit_is_the_hosts() -> Result<()> {
     let _alone = alone();
     let daemon = Daemon::start()?;
     let cgroup = Cgroup::new("swap")?;
@@ -154,7 +154,7 @@ fn disk_line(diskstats: &str, name: &str) -> Result<[u64; 4]> {
 /// Reads and writes past the page cache, with a limit on the device far above what they take. On v1 kernels from 6.10 on
 /// nothing is counted without one.
 #[test]
-fn a_disk_at_work_is_shown_to_the_container_that_works() -> Result<()> {
+fn w05_ask_653_a_disk_at_work_is_shown_to_the_container_that_works() -> Result<()> {
     let _alone = alone();
     let disk = Disk::new(16)?;
     let daemon = Daemon::start()?;

@@ -77,7 +77,7 @@ fn every_attempt_is_answered_as_by_the_cgroups_file() -> Result<()> {
 /// Without `CAP_SYS_RESOURCE` windows are whole multiples of two seconds, whatever the daemon has; before 6.5 such a
 /// caller may not even open the file. Each answer is that of the kernel's own /proc/pressure to the same caller.
 #[test]
-fn the_callers_capability_decides_about_windows() -> Result<()> {
+fn w27_the_callers_capability_decides_about_windows() -> Result<()> {
     let daemon = Daemon::start()?;
     fs::set_permissions(daemon.directory(), PermissionsExt::from_mode(0o755))?;
     let cgroup = Cgroup::new("windows")?;
@@ -166,7 +166,7 @@ fn compare_events(daemon: &Daemon, resource: &str, how: &str) -> Result<()> {
 }
 
 #[test]
-fn events_come_at_the_kernels_rate() -> Result<()> {
+fn ask_665_691_events_come_at_the_kernels_rate() -> Result<()> {
     let daemon = Daemon::start()?;
     std::thread::scope(|scope| {
         let of = [("cpu", "epoll"), ("io", "poll"), ("memory", "select")];

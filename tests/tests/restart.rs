@@ -155,7 +155,7 @@ fn within(seen: &Seen, limit: Duration) -> Result<()> {
 }
 
 #[test]
-fn nobody_notices_a_kill() -> Result<()> {
+fn w30_nobody_notices_a_kill() -> Result<()> {
     let seen = storm(&[], "killed", |daemon| {
         let server = daemon.server();
         signal(server, Signal::SIGKILL)?;
@@ -177,7 +177,7 @@ fn nobody_notices_an_end_of_the_daemon() -> Result<()> {
 }
 
 #[test]
-fn nobody_notices_an_upgrade() -> Result<()> {
+fn w29_nobody_notices_an_upgrade() -> Result<()> {
     let mut by_signal = false;
     let seen = storm(&[], "upgraded", |daemon| {
         let server = daemon.server();
@@ -214,7 +214,7 @@ fn a_stopped_daemon_is_waited_for() -> Result<()> {
 }
 
 #[test]
-fn a_program_that_does_not_work_changes_nothing() -> Result<()> {
+fn b10_a_program_that_does_not_work_changes_nothing() -> Result<()> {
     let daemon = Daemon::start()?;
     let server = daemon.server();
     let point = daemon.mount_point().display().to_string();

@@ -40,7 +40,7 @@ fn free_shows_the_limit() -> Result<()> {
 }
 
 #[test]
-fn lscpu_and_getconf_show_the_cpuset() -> Result<()> {
+fn ask_181_462_465_493_lscpu_and_getconf_show_the_cpuset() -> Result<()> {
     let (_daemon, _cgroup, container) = limited()?;
     let text =
         container.sh("LC_ALL=C lscpu; echo; echo online $(getconf _NPROCESSORS_ONLN); nproc")?;
@@ -62,7 +62,7 @@ fn uptime_shows_the_containers() -> Result<()> {
 }
 
 #[test]
-fn top_shows_one_busy_cpu_and_the_limit() -> Result<()> {
+fn ask_180_244_273_406_409_414_313_top_shows_one_busy_cpu_and_the_limit() -> Result<()> {
     let (_daemon, _cgroup, container) = limited()?;
     let text = container.sh("(while :; do :; done) & LC_ALL=C top -b -n 2 -d 2")?;
     let second = text.rfind("top -").context("no second page")?;

@@ -40,7 +40,7 @@ fn shell(daemon: &Daemon, cgroup: &Cgroup) -> Result<Running> {
 }
 
 #[test]
-fn every_way_of_counting_cpus_agrees() -> Result<()> {
+fn w28_ask_731_every_way_of_counting_cpus_agrees() -> Result<()> {
     for (view, cpus, list) in [
         ("cpuset", "1", "1"),
         ("cpuset", "0-1", "0-1"),
@@ -136,7 +136,7 @@ fn nothing_in_the_trees_is_writable_or_of_another_cpu() -> Result<()> {
 
 /// The nodes together have the memory that meminfo has.
 #[test]
-fn the_memory_nodes_are_the_containers() -> Result<()> {
+fn ask_542_the_memory_nodes_are_the_containers() -> Result<()> {
     // Every kernel of Debian's has nodes, also on a machine with one.
     ensure!(fs::exists("/sys/devices/system/node/node0")?, "no memory nodes on this machine");
     let daemon = Daemon::start()?;

@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: the invariants of ARCHITECTURE.md, checked. They are absences, so a text search finds a breach.
 
+mod faults;
 mod rules;
 
 use std::path::{Path, PathBuf};
@@ -68,7 +69,8 @@ pub(crate) fn main() -> Result<ExitCode> {
 /// Checks the workspace.
 pub(crate) fn check() -> Result<()> {
     let tree = Tree::read(&crate::root())?;
-    let breaches = rules::breaches(&tree);
+    let mut breaches = rules::breaches(&tree);
+    breaches.extend(faults::breaches(&tree));
     for breach in &breaches {
         eprintln!("tidy: {breach}");
     }

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_forgotten_and_the_living_kept() {
+    fn b02_the_dead_are_forgotten_and_the_living_kept() {
         let cache = Cache::new(10).unwrap();
         let (mut dying, entry) = sleeper();
         cache.insert(key(1), Arc::clone(&entry));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_grows_beyond_its_bound() {
+    fn b03_it_never_grows_beyond_its_bound() {
         let cache = Cache::new(3).unwrap();
         let mut children = Vec::new();
         for number in 0..8 {

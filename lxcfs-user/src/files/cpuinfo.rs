@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_two_cpus_is_a_package_with_one_core() {
+    fn ask_88_301_305_307_401_one_of_two_cpus_is_a_package_with_one_core() {
         case(X86_64, "1").golden(File::Cpuinfo, "cpuinfo/x86_64_second");
     }
 
@@ -194,7 +194,7 @@ mod tests {
 
     /// The second and the last CPU of each architecture's machine of four.
     #[test]
-    fn two_of_four_on_every_architecture() {
+    fn ask_105_two_of_four_on_every_architecture() {
         for (name, host) in ARCHITECTURES {
             let (two, all) = (case(host, "1,3"), case(host, "0-3"));
             two.golden(File::Cpuinfo, &format!("cpuinfo/{name}_two_of_four"));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_32bit_program_reads_the_text_for_such() {
+    fn ask_553_a_32bit_program_reads_the_text_for_such() {
         let mut case = case(ARM64, "1");
         case.machine.cpuinfo_32bit = Some(ARM_ON_ARM64.to_owned());
         assert!(!case.page(File::Cpuinfo).unwrap().contains("model name"));

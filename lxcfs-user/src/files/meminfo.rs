@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_counts_nearly_everything() {
+    fn w13_ask_175_227_222_210_217_265_120_334_670_248_v2_counts_nearly_everything() {
         let v2 = Memory {
             slab_bytes: Some(6 << 20),
             slab_reclaimable_bytes: Some(4 << 20),
@@ -288,7 +288,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_never_wrap_and_parts_never_exceed_the_whole(
+        fn w11_ask_84_389_numbers_never_wrap_and_parts_never_exceed_the_whole(
             limit in any::<Option<u64>>(), usage in any::<u64>(), file in any::<u64>(),
             slab in any::<Option<u64>>(), swap_limit in any::<Option<u64>>(), swapped in any::<u64>(),
         ) {

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_cpu_of_quota_is_one_cpu() {
+    fn ask_239_556_562_587_642_673_half_a_cpu_of_quota_is_one_cpu() {
         let mut case = case(per_cpu());
         case.policy.cpu_view = CpuView::Quota;
         case.golden(File::Stat, "stat/quota_view");
@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_total_is_the_sum_and_nothing_ever_falls(
+        fn w17_the_total_is_the_sum_and_nothing_ever_falls(
             reads in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<bool>()), 1..12),
         ) {
             let mut case = case(per_cpu());

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_below_the_hosts_swap() {
+    fn w14_a_limit_below_the_hosts_swap() {
         case(Some(1 << 20), 300 << 10).golden(File::Swaps, "swaps/limited");
     }
 
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_used_than_there_is() {
+    fn ask_115_no_more_is_used_than_there_is() {
         let page = case(Some(1 << 10), u64::MAX).page(File::Swaps).unwrap();
         assert!(page.ends_with("virtual\t\t1\t\t1\t\t0\n"), "{page}");
     }

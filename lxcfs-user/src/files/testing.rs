@@ -55,7 +55,7 @@ impl Case {
         Ok(String::from_utf8(text).expect("pages of ASCII hosts are ASCII"))
     }
 
-    const fn view(&self) -> View<'_> {
+    pub(super) const fn view(&self) -> View<'_> {
         View {
             container: &self.container,
             source: &self.source,

@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_is_what_two_cpus_had_less_what_was_used() {
+    fn w19_idle_is_what_two_cpus_had_less_what_was_used() {
         case(30_120_000_000).golden(File::Uptime, "uptime/two_cpus");
     }
 

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cgroup_counts_and_nothing_else() {
+    fn ask_212_what_a_cgroup_counts_and_nothing_else() {
         case().golden(File::Vmstat, "vmstat/v2");
     }
 

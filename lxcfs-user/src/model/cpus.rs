@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn quota_rounds_up_and_stays_within_the_cpuset() {
+    fn ask_298_quota_rounds_up_and_stays_within_the_cpuset() {
         let quota = |quota_us| Some(Bandwidth { quota_us, period_us: 100_000 });
         let count = |view, quota| Cpus::decide(view, &set("0-7"), Some(&set("2-5")), quota).count();
         assert_eq!(count(CpuView::Quota, quota(50_000)), 1);

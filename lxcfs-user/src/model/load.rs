@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn one_task_since_an_hour_is_one_and_since_now_is_zero() {
+    fn w21_one_task_since_an_hour_is_one_and_since_now_is_zero() {
         assert_eq!(LoadAverage::since_start(1 << 32, 0), LoadAverage::default());
         assert_eq!(LoadAverage::since_start(1 << 32, 720).hundredths()[0], (1, 0));
     }

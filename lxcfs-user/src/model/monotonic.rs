@@ -293,7 +293,7 @@ mod tests {
         }
 
         #[test]
-        fn no_time_ever_falls_and_together_they_are_the_wall_time(
+        fn ask_311_no_time_ever_falls_and_together_they_are_the_wall_time(
             steps in proptest::collection::vec(
                 (0_u64..1000, 0_u64..1000, 0_u64..=100, 0_u64..=100, 0_u64..2000, 0_u64..500), 1..50),
         ) {

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_device_hides_no_other() {
+    fn ask_lxd18609_an_unknown_device_hides_no_other() {
         let text = b"(unknown) rbytes=1\n8:0 8:16 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n254:0 \n";
         let devices = io_stat(text);
         assert_eq!(devices.iter().map(|io| io.device).collect::<Vec<_>>(), [(8, 16), (254, 0)]);

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_used_no_cpu_has_not_changed() {
+    fn w23_a_container_that_used_no_cpu_has_not_changed() {
         assert!(history(0, Some(5)).stands_still(Some(5)));
         assert!(!history(0, Some(5)).stands_still(Some(6)));
         assert!(!history(1, Some(5)).stands_still(Some(5)), "throttled tasks use nothing and run");

@@ -39,7 +39,7 @@ fn a_moved_process_counts_at_once_with_all_its_threads() {
 }
 
 #[test]
-fn every_fork_is_counted() {
+fn w18_ask_654_every_fork_is_counted() {
     let _turn = turn();
     let cgroup = Cgroup::new("forks").expect("make a cgroup");
     let mut burden = Burden::start("fork", 500, &cgroup);

@@ -34,7 +34,7 @@ const OUTSIDE: [&str; 10] = [
 ];
 
 /// Rooms, and what a file in them may not name.
-const ABSENCES: [(&str, &[&str], &str); 9] = [
+const ABSENCES: [(&str, &[&str], &str); 11] = [
     ("lxcfs-user/src/files", &OUTSIDE, "pages are made from traits: no I/O, no clock"),
     ("lxcfs-user/src/model", &OUTSIDE, "the model is arithmetic: no I/O, no clock"),
     ("lxcfs-user/src/model", &["crate::"], "the model knows no other room"),
@@ -70,6 +70,16 @@ const ABSENCES: [(&str, &[&str], &str); 9] = [
         "lxcfs-user/src",
         &["uname", "osrelease", "proc/version", "kernel_version"],
         "capabilities are probed, versions are not compared",
+    ),
+    (
+        "lxcfs-user/src/caller",
+        &["SystemTime"],
+        "a clock that is set must not change what is known of a container",
+    ),
+    (
+        "lxcfs-user/src/source",
+        &["SystemTime"],
+        "a clock that is set must not change what is known of a container",
     ),
 ];
 
@@ -269,6 +279,15 @@ mod tests {
             of("lxcfs-user/src/model/load.rs", "//! x\nuse crate::source::Load;\n").len(),
             1
         );
+    }
+
+    /// A clock that is set back would have LXCFS keep containers that have ended, or forget those that live.
+    #[test]
+    fn b04_no_lookup_depends_on_the_wall_clock() {
+        let text = "//! x\nuse std::time::SystemTime;\n";
+        for path in ["lxcfs-user/src/caller/cache.rs", "lxcfs-user/src/source/tasks.rs"] {
+            assert_eq!(of(path, text).len(), 1, "{path}");
+        }
     }
 
     #[test]

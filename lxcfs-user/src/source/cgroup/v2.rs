@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_key_is_matched_whole() {
+    fn w12_each_key_is_matched_whole() {
         // "file" must not swallow "file_mapped", nor "anon" "anon_thp": LXCFS showed both as 0 for years.
         let mut memory = Memory::default();
         let text = b"anon 1\nfile 2\nfile_mapped 3\nfile_dirty 4\nfile_writeback 5\nanon_thp 6\nshmem_thp 7\n";
