@@ -19,13 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, RingBuf};
-use aya::programs::links::FdLink;
 use aya_log::EbpfLogger;
 use lxcfs_abi::word;
 
 pub mod btf;
 pub mod clock;
 pub mod hierarchy;
+mod kept;
 mod load;
 mod maintain;
 pub(crate) mod mapping;
@@ -38,6 +38,8 @@ pub mod support;
 mod sys;
 
 use clock::{Clock, monotonic_ns};
+use kept::Kept;
+pub use kept::object_hash;
 use maintain::Folder;
 pub use maintain::Reaped;
 use maps::{Maps, ctrl_word, slot_word};
@@ -133,6 +135,8 @@ impl Counters {
 pub struct Accounting {
     maps: Maps,
     clock: Clock,
+    /// Everything that keeps the programs counting.
+    kept: Kept,
     flush: OwnedFd,
     notifications: OwnedFd,
     /// Jiffy of the last flush: what a flush sees moves once per jiffy.
@@ -141,7 +145,6 @@ pub struct Accounting {
 }
 
 struct Upkeep {
-    _links: Vec<FdLink>,
     /// The task iterator.
     seed: OwnedFd,
     folder: Folder,
@@ -160,17 +163,11 @@ impl Accounting {
     /// Loads the programs into this kernel and counts every task in it.
     pub fn load(options: &Options) -> Result<Self, Unavailable> {
         let plan = support::plan(&probe::facts())?;
-        let load::Loaded { links, maps, free, notify, messages, seed, flush, fold, clock } =
-            load::load(&plan, options)?;
+        let load::Loaded { kept, messages, clock } = load::load(&plan, options)?;
         sys::trim_memory();
-        load::start(seed.as_fd(), &maps, plan.barrier)?;
-        let notifications = notify.as_fd().try_clone_to_owned().map_err(|error| {
-            Unavailable::Failed { operation: "share a descriptor", source: Box::new(error) }
-        })?;
-        let folder = Folder { fold, free, barrier: plan.barrier };
-        let upkeep = Upkeep { _links: links, seed, folder, notify, messages, anomalies_seen: 0 };
-        let upkeep = Mutex::new(upkeep);
-        Ok(Self { maps, clock, flush, notifications, flushed: AtomicU64::new(0), upkeep })
+        let loaded = Self::of(kept, messages, clock)?;
+        load::start(loaded.upkeep().seed.as_fd(), &loaded.maps, plan.barrier)?;
+        Ok(loaded)
     }
 
     /// Whether [`Self::load`] can succeed here, without loading anything.
