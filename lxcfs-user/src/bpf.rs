@@ -20,13 +20,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
-use aya::programs::links::FdLink;
 use aya_log::EbpfLogger;
 use lxcfs_abi::word;
 
 pub mod btf;
 pub mod clock;
 pub mod hierarchy;
+mod kept;
 mod load;
 mod maintain;
 pub(crate) mod mapping;
@@ -39,6 +39,8 @@ pub mod support;
 mod sys;
 
 use clock::{Clock, monotonic_ns};
+use kept::Kept;
+pub use kept::object_hash;
 use maintain::Folder;
 pub use maintain::Reaped;
 use maps::{Maps, ctrl_word, slot_word};
@@ -138,6 +140,8 @@ impl Counters {
 pub struct Accounting {
     maps: Maps,
     clock: Clock,
+    /// Everything that keeps the programs counting.
+    kept: Kept,
     flush: OwnedFd,
     notifications: OwnedFd,
     /// Jiffy of the last flush: what a flush sees moves once per jiffy.
@@ -146,7 +150,6 @@ pub struct Accounting {
 }
 
 struct Upkeep {
-    _links: Vec<FdLink>,
     /// The task iterator.
     seed: OwnedFd,
     folder: Folder,
@@ -166,24 +169,11 @@ impl Accounting {
     /// Loads the programs into this kernel and counts every task in it.
     pub fn load(options: &Options) -> Result<Self, Unavailable> {
         let plan = support::plan(&probe::facts())?;
-        let load::Loaded { links, maps, free, notify, messages, seed, flush, fold, clock } =
-            load::load(&plan, options)?;
+        let load::Loaded { kept, messages, clock } = load::load(&plan, options)?;
         sys::trim_memory();
-        load::start(seed.as_fd(), &maps, plan.barrier)?;
-        let notifications = notify.as_fd().try_clone_to_owned().map_err(|error| {
-            Unavailable::Failed { operation: "share a descriptor", source: Box::new(error) }
-        })?;
-        let folder = Folder { fold, free, barrier: plan.barrier };
-        let upkeep = Mutex::new(Upkeep {
-            _links: links,
-            seed,
-            folder,
-            notify,
-            messages,
-            anomalies_seen: 0,
-            reconciled: Instant::now(),
-        });
-        Ok(Self { maps, clock, flush, notifications, flushed: AtomicU64::new(0), upkeep })
+        let loaded = Self::of(kept, messages, clock)?;
+        load::start(loaded.upkeep().seed.as_fd(), &loaded.maps, plan.barrier)?;
+        Ok(loaded)
     }
 
     /// Whether [`Self::load`] can succeed here, without loading anything.

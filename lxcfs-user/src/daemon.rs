@@ -21,9 +21,9 @@ use std::time::SystemTime;
 
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 
+use self::accounting::Counting;
 use self::attend::Signals;
 use self::started::Started;
-use crate::bpf::Accounting;
 use crate::caller::{Callers, InitLookup};
 use crate::cli::Serve;
 use crate::error::{Errno, Error, Result};
@@ -62,7 +62,7 @@ impl Rooms {
     /// The same with the maps of the eBPF programs before the files.
     fn with_accounting(
         policy: Policy,
-        accounting: Option<Arc<Accounting>>,
+        accounting: Option<Counting>,
         memory: &Arc<Memory>,
     ) -> Result<Self> {
         Self::new(policy, InitLookup::Ask, accounting, Arc::clone(memory))
@@ -71,7 +71,7 @@ impl Rooms {
     fn new(
         policy: Policy,
         init_lookup: InitLookup,
-        accounting: Option<Arc<Accounting>>,
+        accounting: Option<Counting>,
         memory: Arc<Memory>,
     ) -> Result<Self> {
         let host = Arc::new(Host::open()?);
@@ -83,9 +83,10 @@ impl Rooms {
         let (our_host, our_files) = (Arc::clone(&host), Arc::clone(&files));
         let callers = Callers::new(our_host, our_files, init_lookup, Arc::clone(&memory))?;
         let callers = Arc::new(callers);
-        let maps = accounting
-            .map(|accounting| BpfMaps::new(accounting, Arc::clone(&files), Arc::clone(&host)))
-            .map(|maps| Arc::new(maps) as Arc<dyn Source>);
+        let maps = accounting.map(|Counting { programs, loaded_ns, .. }| {
+            let (files, host) = (Arc::clone(&files), Arc::clone(&host));
+            Arc::new(BpfMaps::new(programs, files, host, loaded_ns)) as Arc<dyn Source>
+        });
         let source = Layered(maps.into_iter().chain([Arc::clone(&files) as _]).collect());
         let machine = Arc::clone(&host) as _;
         let road = Road::new(Arc::clone(&callers), Arc::new(source), machine, policy, memory);

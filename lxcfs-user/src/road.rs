@@ -208,6 +208,16 @@ impl Road {
         self.passthrough.load(Ordering::Relaxed)
     }
 
+    /// Writes down the load of every container as it is now, for a daemon after us that counts anew.
+    pub fn look_again(&self) {
+        for container in self.callers.containers() {
+            // A container that has ended has no load, and none that is asked for.
+            if self.source.load(&container).is_ok() {
+                self.memory.remember(&container);
+            }
+        }
+    }
+
     /// What pages are made from.
     #[must_use]
     pub fn parts(&self) -> (&dyn Source, &dyn Machine, &Policy) {

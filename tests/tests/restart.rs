@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -56,6 +57,12 @@ struct Readers {
     _bound: Bound,
 }
 
+/// One storm at a time: they would be each other's noise.
+static STORMS: Mutex<()> = Mutex::new(());
+
+/// With the programs in the kernel, which go on counting meanwhile.
+const COUNTED: [&str; 2] = ["--accounting", "auto"];
+
 /// What they saw.
 #[derive(Debug, Default)]
 struct Seen {
@@ -80,6 +87,8 @@ impl Readers {
             path("counters", "proc/stat"),
             path("path", "sys/devices/system/cpu/cpu0/topology/core_id"),
             format!("calm:{}", calm.path("proc/meminfo").display()),
+            format!("calm:{}", calm.path("proc/stat").display()),
+            format!("calm:{}", calm.path("proc/uptime").display()),
         ];
         let command: Vec<_> = command.iter().map(String::as_str).collect();
         let mut witness = Container::new(cgroup).spawn(&command)?;
@@ -103,7 +112,7 @@ impl Readers {
                 seen.failures.push(format!("{what}: {failed} of {readings}: {}", next()?));
             }
             if what.starts_with("calm:") {
-                seen.noise = longest;
+                seen.noise = seen.noise.max(longest);
             } else {
                 seen.longest = seen.longest.max(longest);
                 seen.readings += readings;
@@ -118,6 +127,9 @@ fn storm(
     what: &str,
     mut strike: impl FnMut(&Daemon) -> Result<()>,
 ) -> Result<Seen> {
+    let _alone = STORMS.lock().unwrap_or_else(PoisonError::into_inner);
+    // How long a process waits for a CPU is not what is measured. The daemons and the readers inherit it.
+    rustix::process::setpriority_process(None, -19).context("go before others")?;
     let (mut daemon, calm) = (Daemon::with(options)?, Daemon::start()?);
     let cgroup = Cgroup::new("restart")?;
     let inode = || -> Result<(u64, u64)> {
@@ -147,9 +159,10 @@ fn storm(
     Ok(seen)
 }
 
-/// Holds the longest reading against `limit`, or what the machine was late by itself beyond that.
+/// Holds the longest reading against `limit`, and what the machine is late by itself: of that the calm daemon has seen
+/// less, because fewer processes have to run for one of its readings.
 fn within(seen: &Seen, limit: Duration) -> Result<()> {
-    let limit = lxcfs_tests::patience(limit) + seen.noise;
+    let limit = lxcfs_tests::patience(limit) + 2 * seen.noise;
     ensure!(seen.longest <= limit, "a reading took {:?}, more than {limit:?}", seen.longest);
     Ok(())
 }
@@ -157,6 +170,17 @@ fn within(seen: &Seen, limit: Duration) -> Result<()> {
 #[test]
 fn w30_nobody_notices_a_kill() -> Result<()> {
     let seen = storm(&[], "killed", |daemon| {
+        let server = daemon.server();
+        signal(server, Signal::SIGKILL)?;
+        let _ = daemon.server_after(server);
+        Ok(())
+    })?;
+    within(&seen, Duration::from_millis(250))
+}
+
+#[test]
+fn counting_goes_on_through_kills() -> Result<()> {
+    let seen = storm(&COUNTED, "killed with programs in the kernel", |daemon| {
         let server = daemon.server();
         signal(server, Signal::SIGKILL)?;
         let _ = daemon.server_after(server);
@@ -179,7 +203,7 @@ fn nobody_notices_an_end_of_the_daemon() -> Result<()> {
 #[test]
 fn w29_nobody_notices_an_upgrade() -> Result<()> {
     let mut by_signal = false;
-    let seen = storm(&[], "upgraded", |daemon| {
+    let seen = storm(&COUNTED, "upgraded", |daemon| {
         let server = daemon.server();
         by_signal = !by_signal;
         if by_signal {

@@ -16,6 +16,19 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// As words, for the journal.
+    #[must_use]
+    pub const fn to_words(self) -> [u64; 5] {
+        [self.monotonic_ns, self.jiffies, self.jiffy_ns, self.tick_jiffies, self.tick_phase]
+    }
+
+    /// From words of [`Self::to_words`].
+    #[must_use]
+    pub const fn from_words(words: [u64; 5]) -> Self {
+        let [monotonic_ns, jiffies, jiffy_ns, tick_jiffies, tick_phase] = words;
+        Self { monotonic_ns, jiffies, jiffy_ns, tick_jiffies, tick_phase }
+    }
+
     /// Jiffies at `monotonic_ns`.
     #[must_use]
     pub const fn jiffies_at(&self, monotonic_ns: u64) -> u64 {
@@ -66,5 +79,6 @@ mod tests {
         assert_eq!(clock.beginning_of(51), 4_001_000);
         assert_eq!(clock.next_tick(51), 1_251);
         assert_eq!(clock.next_tick(1_251), 2_502);
+        assert_eq!(Clock::from_words(clock.to_words()), clock);
     }
 }

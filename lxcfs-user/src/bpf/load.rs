@@ -5,35 +5,30 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, Iter, Program, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use lxcfs_abi::EXTRA_RECORDS;
 
 use super::clock::Clock;
-use super::maps::{Maps, ctrl_word, take_free, take_notify};
+use super::kept::{self, Kept};
+use super::maps::{Maps, ctrl_word};
 use super::report::{self, ToTracing};
 use super::support::{Barrier, Plan, TRACEPOINTS};
 use super::{Options, Unavailable, patch, sys};
 
 /// The built object, committed beside its source and rebuilt by `cargo xtask build-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../lxcfs-ebpf/prebuilt/lxcfs-ebpf.o");
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!("../../../lxcfs-ebpf/prebuilt/lxcfs-ebpf.o");
 
 /// Programs that user space runs on demand.
 const ON_DEMAND: [&str; 3] = ["peek", "flush", "fold"];
 
 /// Everything that came out of loading.
 pub(crate) struct Loaded {
-    /// Hold the attached programs: dropping them detaches.
-    pub(crate) links: Vec<FdLink>,
-    pub(crate) maps: Maps,
-    pub(crate) free: aya::maps::Stack<aya::maps::MapData, u32>,
-    pub(crate) notify: aya::maps::RingBuf<aya::maps::MapData>,
+    /// Keeps the programs counting: closing the last copy of a link detaches.
+    pub(crate) kept: Kept,
     pub(crate) messages: Option<EbpfLogger<ToTracing>>,
-    pub(crate) seed: OwnedFd,
-    pub(crate) flush: OwnedFd,
-    pub(crate) fold: OwnedFd,
     pub(crate) clock: Clock,
 }
 
@@ -54,22 +49,27 @@ pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable
         let program: &mut RawTracePoint = program(&mut ebpf, name)?;
         program.load().map_err(refused(name))?;
     }
-    let maps = Maps::new(&mut ebpf, options.slots, plan.possible_cpus)
-        .map_err(failed("map the counters"))?;
+    let mut kept = Kept::default();
+    for name in kept::MAPS {
+        kept.push(name, map_fd(&ebpf, name).map_err(failed("open a map"))?);
+    }
+    let maps = Maps::new(&kept).map_err(failed("map the counters"))?;
     maps.generation().store(1, Ordering::SeqCst);
-    let mut free = take_free(&mut ebpf).map_err(failed("open the free slots"))?;
+    let mut free = kept.free().map_err(failed("open the free slots"))?;
     // A stack: the lowest comes out first.
     for slot in (1..options.slots).rev() {
         free.push(slot, 0).map_err(failed("fill the free slots"))?;
     }
-    let notify = take_notify(&mut ebpf).map_err(failed("open the notification ring"))?;
     let clock = set_clock(&ebpf, &maps, plan).map_err(failed("read the kernel's clock"))?;
-    let links =
-        TRACEPOINTS.into_iter().map(|name| attach(&mut ebpf, name)).collect::<Result<_, _>>()?;
     let open = |name| program_fd(&ebpf, name).map_err(failed("open a program"));
-    let (seed, flush, fold) = (open("seed")?, open("flush")?, open("fold")?);
+    for name in TRACEPOINTS {
+        kept.push(name, sys::attach(open(name)?.as_fd()).map_err(failed("attach"))?);
+    }
+    for name in kept::PROGRAMS {
+        kept.push(name, open(name)?);
+    }
     let messages = report::reader(&mut ebpf);
-    Ok(Loaded { links, maps, free, notify, messages, seed, flush, fold, clock })
+    Ok(Loaded { kept, messages, clock })
 }
 
 fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailable> {
@@ -154,10 +154,18 @@ where
     program.try_into().map_err(failed("find a program"))
 }
 
-fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<FdLink, Unavailable> {
-    let program: &mut BtfTracePoint = program(ebpf, name)?;
-    let link = program.attach().and_then(|id| program.take_link(id));
-    link.map(FdLink::from).map_err(failed("attach"))
+fn map_fd(ebpf: &Ebpf, name: &'static str) -> io::Result<OwnedFd> {
+    use aya::maps::Map;
+    match ebpf.map(name) {
+        Some(
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::Stack(data)
+            | Map::RingBuf(data)
+            | Map::Unsupported(data),
+        ) => data.fd().as_fd().try_clone_to_owned(),
+        _ => Err(io::Error::new(io::ErrorKind::NotFound, name)),
+    }
 }
 
 fn program_fd(ebpf: &Ebpf, name: &'static str) -> io::Result<OwnedFd> {
@@ -166,12 +174,13 @@ fn program_fd(ebpf: &Ebpf, name: &'static str) -> io::Result<OwnedFd> {
     let fd = match program {
         Program::RawTracePoint(program) => program.fd(),
         Program::Iter(program) => program.fd(),
+        Program::BtfTracePoint(program) => program.fd(),
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, name)),
     };
     fd.map_err(io::Error::other)?.as_fd().try_clone_to_owned()
 }
 
-fn failed<E>(operation: &'static str) -> impl FnOnce(E) -> Unavailable
+pub(crate) fn failed<E>(operation: &'static str) -> impl FnOnce(E) -> Unavailable
 where
     E: std::error::Error + Send + Sync + 'static,
 {

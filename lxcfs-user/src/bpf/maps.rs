@@ -5,10 +5,9 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use aya::Ebpf;
-use aya::maps::{Map, MapData, RingBuf, Stack};
 use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Record, Slot};
 
+use super::kept::Kept;
 use super::mapping::Mapping;
 use super::sys;
 
@@ -48,15 +47,26 @@ macro_rules! slot_half {
 pub(crate) use slot_half;
 
 impl Maps {
-    /// Takes the maps out of a loaded object.
-    pub(crate) fn new(ebpf: &mut Ebpf, slots: u32, cpus: u32) -> io::Result<Self> {
+    /// Maps what the programs count into.
+    pub(crate) fn new(kept: &Kept) -> io::Result<Self> {
+        let slots = kept.elements::<Slot>("SLOTS")?;
+        let cpus = kept.elements::<Cpu>("CPUS")?;
+        let records = kept.elements::<Record>("RECORDS")?;
+        kept.elements::<Ctrl>("CTRL")?;
+        if cpus.checked_add(EXTRA_RECORDS).and_then(|each| each.checked_mul(slots)) != Some(records)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the maps do not belong together",
+            ));
+        }
         Ok(Self {
-            ctrl: Mapping::new(take(ebpf, "CTRL")?.fd(), 1)?,
-            slots: Mapping::new(take(ebpf, "SLOTS")?.fd(), slots)?,
-            records: Mapping::new(take(ebpf, "RECORDS")?.fd(), slots * (cpus + EXTRA_RECORDS))?,
-            cpus: Mapping::new(take(ebpf, "CPUS")?.fd(), cpus)?,
-            slot_of: take(ebpf, "SLOT_OF")?.fd().as_fd().try_clone_to_owned()?,
-            tasks: take(ebpf, "TASKS")?.fd().as_fd().try_clone_to_owned()?,
+            ctrl: Mapping::new(kept.get("CTRL")?, 1)?,
+            slots: Mapping::new(kept.get("SLOTS")?, slots)?,
+            records: Mapping::new(kept.get("RECORDS")?, records)?,
+            cpus: Mapping::new(kept.get("CPUS")?, cpus)?,
+            slot_of: kept.get("SLOT_OF")?.try_clone_to_owned()?,
+            tasks: kept.get("TASKS")?.try_clone_to_owned()?,
         })
     }
 
@@ -119,28 +129,6 @@ impl Maps {
             }
         }
     }
-}
-
-/// The map of this name, whatever its type.
-fn take(ebpf: &mut Ebpf, name: &str) -> io::Result<MapData> {
-    match ebpf.take_map(name) {
-        Some(Map::Array(data) | Map::HashMap(data) | Map::Unsupported(data)) => Ok(data),
-        _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("map {name}"))),
-    }
-}
-
-/// The stack of free slots.
-pub(crate) fn take_free(ebpf: &mut Ebpf) -> io::Result<Stack<MapData, u32>> {
-    let missing = || io::Error::new(io::ErrorKind::NotFound, "map FREE");
-    let map = ebpf.take_map("FREE").ok_or_else(missing)?;
-    Stack::try_from(map).map_err(io::Error::other)
-}
-
-/// The ring that wakes the daemon.
-pub(crate) fn take_notify(ebpf: &mut Ebpf) -> io::Result<RingBuf<MapData>> {
-    let missing = || io::Error::new(io::ErrorKind::NotFound, "map NOTIFY");
-    let map = ebpf.take_map("NOTIFY").ok_or_else(missing)?;
-    RingBuf::try_from(map).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 /// `enum bpf_attach_type`.
@@ -58,23 +59,35 @@ struct LinkAttr {
     flags: u32,
 }
 
-/// A file whose reading runs an iterator program over everything it iterates over.
-pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
-    let attr =
-        LinkAttr { fd: fd_word(program), attach_type: BPF_TRACE_ITER, ..LinkAttr::default() };
-    let link = make(BPF_LINK_CREATE, &attr)?;
-    let attr = LinkAttr { fd: fd_word(link.as_fd()), ..LinkAttr::default() };
-    make(BPF_ITER_CREATE, &attr).map(File::from)
+/// `union bpf_attr` for `BPF_RAW_TRACEPOINT_OPEN`.
+#[repr(C)]
+#[derive(Default)]
+struct TracepointAttr {
+    name: u64,
+    fd: u32,
+    padding: u32,
 }
 
-fn make(command: libc::c_long, attr: &LinkAttr) -> io::Result<OwnedFd> {
+/// Attaches a program to the tracepoint it was loaded for, for as long as the descriptor is open somewhere.
+pub(crate) fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attr = TracepointAttr { fd: fd_word(program), ..TracepointAttr::default() };
+    make(BPF_RAW_TRACEPOINT_OPEN, &attr)
+}
+
+/// A file whose reading runs an iterator program over everything it iterates over.
+pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
+    let of = |fd, attach_type| LinkAttr { fd, attach_type, ..LinkAttr::default() };
+    let link = make(BPF_LINK_CREATE, &of(fd_word(program), BPF_TRACE_ITER))?;
+    make(BPF_ITER_CREATE, &of(fd_word(link.as_fd()), 0)).map(File::from)
+}
+
+fn make<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     // SAFETY: `attr` is of the size passed and outlives the call, which only reads it.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<LinkAttr>())
-    };
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     check(fd)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: both commands give a new descriptor, which nobody else has.
+    // SAFETY: all commands this is called with give a new descriptor, which nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

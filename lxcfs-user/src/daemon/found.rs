@@ -7,7 +7,7 @@ use super::connection;
 use super::mount::Mount;
 use crate::error::{Errno, Error, Result};
 use crate::keep::journal::Journal;
-use crate::keep::store::{DEVICE, JOURNAL, Store};
+use crate::keep::store::{ACCOUNTING, DEVICE, JOURNAL, Store};
 
 /// A mount with nobody who serves it.
 #[derive(Debug)]
@@ -49,6 +49,14 @@ pub(super) fn find(
     let mount = Mount::existing(point);
     journal.described().is(mount.point(), mount.device_number())?;
     Ok(Some(Found { mount, device, journal }))
+}
+
+/// What the accounting of the daemon before us has left, by its names there.
+pub(super) fn accounting(given: Vec<(String, OwnedFd)>) -> Vec<(String, OwnedFd)> {
+    let ours = given.into_iter().filter_map(|(name, descriptor)| {
+        Some((name.strip_prefix(ACCOUNTING)?.to_owned(), descriptor))
+    });
+    ours.collect()
 }
 
 fn take(given: &mut Vec<(String, OwnedFd)>, name: &str) -> Vec<OwnedFd> {

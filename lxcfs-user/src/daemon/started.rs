@@ -8,16 +8,18 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{Config, Session};
 use sd_notify::NotifyState;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
+use super::accounting::Counting;
 use super::attend::{Attendance, Outcome, Signals};
 use super::found::{self, Found};
 use super::mount::Mount;
 use super::pidfile::Pidfile;
 use super::status::Status;
 use super::{Rooms, accounting, connection, control, sampler, upgrade};
-use crate::bpf::Accounting;
-use crate::cli::{Serve, Supplier};
+use crate::bpf::clock::monotonic_ns;
+use crate::cli::Serve;
 use crate::error::{Error, Result};
 use crate::fs::{Handles, LxcFs};
 use crate::keep::journal::{Described, Journal};
@@ -34,9 +36,10 @@ pub(super) struct Started {
     device: OwnedFd,
     parts: Parts,
     session: Session<LxcFs>,
-    accounting: Result<Arc<Accounting>, String>,
+    accounting: Result<Counting, String>,
     store: Store,
     pidfile: Option<Pidfile>,
+    events: (Runtime, Signals),
 }
 
 /// What makes pages, and what it remembers.
@@ -49,17 +52,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(
-        arguments: &Serve,
-        journal: Journal,
-        accounting: Option<&Arc<Accounting>>,
-    ) -> Result<Self> {
+    fn new(arguments: &Serve, journal: Journal, accounting: Option<&Counting>) -> Result<Self> {
         let journal = Arc::new(journal);
         let memory = Arc::new(Memory::new(Arc::clone(&journal)));
         let handles = Arc::new(Handles::new(Arc::clone(&journal)));
         let workers = Arc::new(Workers::new(Arc::clone(&journal)));
-        let rooms =
-            Rooms::with_accounting(super::policy(arguments), accounting.map(Arc::clone), &memory)?;
+        let rooms = Rooms::with_accounting(super::policy(arguments), accounting.cloned(), &memory)?;
         Ok(Self { journal, memory, handles, workers, rooms })
     }
 
@@ -90,7 +88,9 @@ impl Parts {
     }
 
     /// Takes over what is mounted, from a daemon that has ended or is about to.
-    fn again(&self, arguments: &Serve, device: &OwnedFd) -> Result<Session<LxcFs>> {
+    ///
+    /// `goes_on` says whether the same programs go on counting.
+    fn again(&self, arguments: &Serve, device: &OwnedFd, goes_on: bool) -> Result<Session<LxcFs>> {
         let mounted = connection::at_epoch_ns(self.journal.described().mounted_ns);
         let filesystem = self.rooms.filesystem(mounted, &self.handles, &self.workers)?;
         let session = connection::reopen(filesystem, device, &self.journal, config(arguments))?;
@@ -100,7 +100,7 @@ impl Parts {
             upgrade::tell(Ok(()));
             self.journal.wait_and_claim()?;
         }
-        self.memory.take_over();
+        self.memory.take_over(goes_on);
         self.handles.take_over();
         connection::ask_again(device, &self.journal);
         Ok(session)
@@ -140,36 +140,35 @@ impl Started {
         if !is_successor {
             journal.claim()?;
         }
-        let accounting = match arguments.accounting {
-            Supplier::Files => Err("not wanted (--accounting files)".to_owned()),
-            Supplier::Auto => accounting::load(arguments.cgroups, &arguments.runtime_dir),
-        };
+        let accounting = accounting::start(arguments, found::accounting(given), &journal);
         let parts = Parts::new(arguments, journal, accounting.as_ref().ok())?;
+        let events = prepare_events()?;
         let (mount, device, session) = match existing {
             Some((mount, device)) => {
-                let session = parts.again(arguments, &device)?;
+                let goes_on = accounting.as_ref().is_ok_and(|counting| counting.goes_on);
+                let session = parts.again(arguments, &device, goes_on)?;
                 (mount, device, session)
             }
             None => parts.first(arguments, store, mount_point)?,
         };
+        if let Ok(counting) = &accounting {
+            accounting::keep(counting, &parts.journal, store)?;
+        }
         let pidfile = if is_successor { create_pidfile()? } else { own_pidfile };
-        Ok(Self { mount, device, parts, session, accounting, store, pidfile })
+        Ok(Self { mount, device, parts, session, accounting, store, pidfile, events })
     }
 
     /// Serves until there is a reason to end, and ends.
     pub(super) fn serve(self, arguments: &Serve) -> Result<()> {
-        let Self { mount, device, parts, session, accounting, store, pidfile } = self;
+        let Self { mount, device, parts, session, accounting, store, pidfile, events } = self;
+        let (runtime, signals) = events;
         let Parts { ref journal, ref memory, ref workers, ref rooms, .. } = parts;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Error::std("start", "the event loop", &error))?;
-        let signals = runtime.block_on(async { Signals::new() })?;
         let ended = run_session(move || session.run())
             .map_err(|error| Error::std("serve", mount.point(), &error))?;
+        tell_gap(journal);
         super::forget_ended(Arc::clone(&rooms.callers))?;
         match &accounting {
-            Ok(accounting) => accounting::maintain(Arc::clone(accounting))?,
+            Ok(counting) => accounting::maintain(Arc::clone(&counting.programs))?,
             Err(_) => {
                 let (callers, files) = (Arc::clone(&rooms.callers), Arc::clone(&rooms.files));
                 sampler::start(callers, files, Arc::clone(memory))?;
@@ -185,8 +184,10 @@ impl Started {
         };
         let socket = control::socket_path(&arguments.runtime_dir, mount.point());
         let held = [(DEVICE, device.as_fd()), (JOURNAL, journal.memory())];
-        let held: Vec<(String, BorrowedFd<'_>)> =
-            held.into_iter().map(|(name, held)| (name.to_owned(), held)).collect();
+        let held = held.into_iter().map(|(name, held)| (name.to_owned(), held));
+        let counted = accounting.iter().flat_map(|counting| counting.programs.kept());
+        let counted = counted.map(|(name, held)| (accounting::named(name), held));
+        let held: Vec<(String, BorrowedFd<'_>)> = held.chain(counted).collect();
         let status = Arc::new(status);
         let (road, socket) = (&rooms.road, socket.as_path());
         let attendance = Attendance { road, status, socket, store, held, signals, ended };
@@ -204,6 +205,11 @@ impl Started {
                 mount.unmount().or_else(super::already_unmounted)
             }
             Outcome::Told | Outcome::Succeeded => {
+                if let Ok(counting) = &accounting {
+                    rooms.road.look_again();
+                    counting.programs.retire();
+                }
+                journal.left_ns().store(monotonic_ns(), Ordering::Relaxed);
                 leave(workers, usize::from(arguments.threads), mount.point());
                 journal.let_go();
                 Ok(())
@@ -227,6 +233,26 @@ fn leave(workers: &Workers, threads: usize, mount_point: &Path) {
     if !workers.rest(threads, LEAVING, ask) {
         tracing::warn!("a request takes long: the next daemon will be asked again");
     }
+}
+
+/// Says how long nobody has read requests.
+fn tell_gap(journal: &Journal) {
+    match journal.left_ns().swap(0, Ordering::Relaxed) {
+        0 => {}
+        left_ns => {
+            let waited = Duration::from_nanos(monotonic_ns().saturating_sub(left_ns));
+            tracing::info!("took over: requests have waited for {waited:?} at most");
+        }
+    }
+}
+
+fn prepare_events() -> Result<(Runtime, Signals)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::std("start", "the event loop", &error))?;
+    let signals = runtime.block_on(async { Signals::new() })?;
+    Ok((runtime, signals))
 }
 
 fn config(arguments: &Serve) -> Config {

@@ -59,6 +59,8 @@ mod word {
     pub(super) const LATEST_REQUEST: usize = 6;
     /// Records at and above this were never used.
     pub(super) const RECORDS_USED: usize = 7;
+    /// CLOCK_MONOTONIC of when a daemon began to leave; 0 if none has.
+    pub(super) const LEFT_NS: usize = 8;
     /// A length in bytes, and behind it the bytes.
     pub(super) const INIT_REQUEST: usize = 16;
     pub(super) const INIT_REPLY: usize = 96;
@@ -202,6 +204,12 @@ impl Journal {
     #[must_use]
     pub fn latest_request(&self) -> &AtomicU64 {
         self.word(word::LATEST_REQUEST)
+    }
+
+    /// When the daemon before us began to leave, nanoseconds of `CLOCK_MONOTONIC`; 0 if it did not.
+    #[must_use]
+    pub fn left_ns(&self) -> &AtomicU64 {
+        self.word(word::LEFT_NS)
     }
 
     /// One of the [`NOTES`] words that another room keeps something in; 0 at first.

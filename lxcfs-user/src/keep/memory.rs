@@ -76,13 +76,15 @@ impl Memory {
     }
 
     /// Goes on from what a daemon before us knew. The journal must be ours by now.
-    pub fn take_over(&self) {
+    ///
+    /// Where the counting does not go on, what there was before it is more than that daemon knew.
+    pub fn take_over(&self, counting_goes_on: bool) {
         let Some(journal) = &self.journal else { return };
         let mut known = self.lock();
         for kept in journal.list(Kind::Container) {
             let history = self.find(kept.key, &mut known);
             let carried = kept.bytes.and_then(|text| serde_json::from_slice(&text).ok());
-            history.resume(carried.unwrap_or_default());
+            history.resume(carried.unwrap_or_default(), counting_goes_on);
             if let Some(entry) = known.histories.get_mut(&kept.key) {
                 entry.record = Some(kept.record);
             }
@@ -161,7 +163,7 @@ mod tests {
         let next = Memory::new(Arc::clone(&journal));
         assert_eq!(next.inits().len(), 2);
         let early = container(&next, 1);
-        next.take_over();
+        next.take_over(true);
         assert_eq!(early.history.carried(), kept.history.carried());
         assert_eq!(show(&early), shown);
         next.settle();

@@ -79,7 +79,7 @@ pub struct History {
     pub cpu: Mutex<CpuHistory>,
     /// The idle time last shown, likewise.
     pub idle: Mutex<IdleHistory>,
-    /// The load average, where the kernel side does not keep it.
+    /// The load average at its last sample, or where the kernel side keeps it, when it was last shown.
     pub load: Mutex<Option<LoadHistory>>,
     /// What the container used before the kernel side began to count.
     pub before: OnceLock<Before>,
@@ -92,26 +92,34 @@ pub struct History {
 #[serde(default)]
 pub struct Carried {
     cpu: CpuHistory,
+    idle: IdleHistory,
     load: Option<LoadHistory>,
     before: Option<Before>,
 }
 
 impl History {
+    /// The load average as it was last known.
+    pub fn load(&self) -> MutexGuard<'_, Option<LoadHistory>> {
+        lock(&self.load)
+    }
+
     /// What the next daemon has to know.
     #[must_use]
     pub fn carried(&self) -> Carried {
         Carried {
             cpu: lock(&self.cpu).clone(),
+            idle: *lock(&self.idle),
             load: lock(&self.load).clone(),
             before: self.before.get().cloned(),
         }
     }
 
     /// Goes on from what a daemon before us knew.
-    pub fn resume(&self, carried: Carried) {
+    pub fn resume(&self, carried: Carried, counting_goes_on: bool) {
         *lock(&self.cpu) = carried.cpu;
+        *lock(&self.idle) = carried.idle;
         *lock(&self.load) = carried.load;
-        if let Some(before) = carried.before {
+        if let Some(before) = carried.before.filter(|_| counting_goes_on) {
             // Found out already, it is the same.
             let _ = self.before.set(before);
         }
@@ -131,6 +139,8 @@ pub struct Before {
     pub per_cpu: Vec<CpuTimes>,
     /// The load averages at that time.
     pub average: LoadAverage,
+    /// Context switches that programs before these have counted.
+    pub switches: u64,
 }
 
 /// A container's load average as it was at the last sample.
@@ -143,6 +153,8 @@ pub struct LoadHistory {
     pub sampled_ns: u64,
     /// What the sample saw.
     pub tasks: Tasks,
+    /// Context switches by then, where they are counted.
+    pub switches: u64,
     /// CPU time the container had used at the sample, nanoseconds. While it stands still, nothing has run.
     pub used_ns: Option<u64>,
 }

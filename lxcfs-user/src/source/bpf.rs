@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use rustix::time::ClockId;
+
 use super::cgroup::CgroupFiles;
-use super::host::Host;
+use super::host::{Host, clock_ns};
 use super::{Cpu, Load, Machine, Source};
 use crate::bpf::{Accounting, CpuSample, LoadSample, Slot};
 use crate::error::Result;
-use crate::model::container::{Before, Container, Tasks};
+use crate::model::container::{Before, Container, LoadHistory, Tasks};
 use crate::model::load::{LoadAverage, PERIOD_NS};
 use crate::model::monotonic::CpuTimes;
 
@@ -25,10 +27,14 @@ pub struct BpfMaps {
 }
 
 impl BpfMaps {
-    /// Reads from `accounting`, which has just been loaded.
+    /// Reads from `accounting`, which counts since `loaded_ns` (nanoseconds of `CLOCK_BOOTTIME`).
     #[must_use]
-    pub fn new(accounting: Arc<Accounting>, files: Arc<CgroupFiles>, host: Arc<Host>) -> Self {
-        let loaded_ns = host.boottime_ns();
+    pub const fn new(
+        accounting: Arc<Accounting>,
+        files: Arc<CgroupFiles>,
+        host: Arc<Host>,
+        loaded_ns: u64,
+    ) -> Self {
         Self { accounting, files, loaded_ns, host }
     }
 
@@ -73,9 +79,22 @@ impl BpfMaps {
                 (0..counted.len()).map(own).collect()
             }
         };
-        let life_ns = self.loaded_ns.saturating_sub(container.started_ns);
-        let average = self.files.mean_load(sum(&per_cpu).used_ns(), life_ns);
-        Ok(Before { per_cpu, average })
+        // A daemon before us may have shown it, from other programs: it goes on from there.
+        let shown = container.history.load().clone();
+        let (average, switches) = match shown {
+            Some(shown) => {
+                let passed_ns = clock_ns(ClockId::Monotonic).saturating_sub(shown.sampled_ns);
+                let since_ns = self.host.boottime_ns().saturating_sub(self.loaded_ns);
+                let periods = passed_ns.saturating_sub(since_ns) / PERIOD_NS;
+                let active = u64::from(shown.tasks.running) + u64::from(shown.tasks.blocked);
+                (shown.average.advance(active, periods), shown.switches)
+            }
+            None => {
+                let life_ns = self.loaded_ns.saturating_sub(container.started_ns);
+                (self.files.mean_load(sum(&per_cpu).used_ns(), life_ns), 0)
+            }
+        };
+        Ok(Before { per_cpu, average, switches })
     }
 
     fn counted(&self, slot: Slot) -> Option<Vec<CpuTimes>> {
@@ -107,12 +126,20 @@ impl Source for BpfMaps {
         let since_ns = self.host.boottime_ns().saturating_sub(self.loaded_ns);
         let carried = before.average.advance(0, since_ns / PERIOD_NS);
         let is_younger = container.started_ns >= self.loaded_ns;
-        Ok(Some(Load {
+        let load = Load {
             average: carried.plus(average(&sample)),
             tasks: Tasks { last_pid: self.files.last_pid(container), ..tasks(&sample) },
             forks: is_younger.then_some(sample.forks),
-            switches: Some(sample.switches),
-        }))
+            switches: Some(before.switches.saturating_add(sample.switches)),
+        };
+        *container.history.load() = Some(LoadHistory {
+            average: load.average,
+            sampled_ns: clock_ns(ClockId::Monotonic),
+            tasks: load.tasks,
+            switches: load.switches.unwrap_or(0),
+            used_ns: None,
+        });
+        Ok(Some(load))
     }
 }
 

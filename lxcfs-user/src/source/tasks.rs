@@ -75,6 +75,7 @@ impl LoadHistory {
             average: self.average.advance(active, periods),
             sampled_ns: self.sampled_ns + periods * PERIOD_NS,
             tasks,
+            switches: 0,
             used_ns,
         }
     }
@@ -89,7 +90,7 @@ fn first(
 ) -> LoadHistory {
     let life_ns = host.boottime_ns().saturating_sub(container.started_ns);
     let average = mean_load(used_ns.unwrap_or(0), life_ns, host);
-    LoadHistory { average, sampled_ns: now_ns, tasks, used_ns }
+    LoadHistory { average, sampled_ns: now_ns, tasks, switches: 0, used_ns }
 }
 
 /// The load averages of something that has used `used_ns` of CPU time in a life of `life_ns`.

@@ -1,0 +1,130 @@
+//! What keeps the programs counting while no daemon runs: descriptors of their links, maps and programs.
+//!
+//! They are kept beside the mount's and not pinned in bpffs: a descriptor has no path that somebody else could have made
+//! first or replaced by a link, needs no bpffs, and goes when nobody is left who would read what is counted.
+//!
+//! The next daemon goes on with them if it has the same object, byte for byte: the layout of the maps is in it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use aya::maps::{Map, MapData, RingBuf, Stack};
+use aya_log::EbpfLogger;
+
+use super::clock::Clock;
+use super::load::{OBJECT, failed};
+use super::maintain::Folder;
+use super::maps::Maps;
+use super::report::ToTracing;
+use super::support::Barrier;
+use super::{Accounting, Unavailable, Upkeep, sys};
+
+/// The maps that user space reads.
+pub(super) const MAPS: [&str; 8] =
+    ["CTRL", "SLOTS", "RECORDS", "CPUS", "SLOT_OF", "TASKS", "FREE", "NOTIFY"];
+
+/// The programs that it runs.
+pub(super) const PROGRAMS: [&str; 3] = ["seed", "flush", "fold"];
+
+/// Descriptors by name.
+#[derive(Debug, Default)]
+pub(super) struct Kept(Vec<(String, OwnedFd)>);
+
+impl Kept {
+    pub(super) fn push(&mut self, name: &str, descriptor: OwnedFd) {
+        self.0.push((name.to_owned(), descriptor));
+    }
+
+    pub(super) fn get(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        let missing = || io::Error::new(io::ErrorKind::NotFound, name.to_owned());
+        found.map(|(_, descriptor)| descriptor.as_fd()).ok_or_else(missing)
+    }
+
+    fn map(&self, name: &str) -> io::Result<MapData> {
+        MapData::from_fd(self.get(name)?.try_clone_to_owned()?).map_err(io::Error::other)
+    }
+
+    /// How many `T` the map has, if it is a map of those.
+    pub(super) fn elements<T>(&self, name: &str) -> io::Result<u32> {
+        let info = self.map(name)?.info().map_err(io::Error::other)?;
+        if info.value_size() as usize == size_of::<T>() {
+            return Ok(info.max_entries());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} has other elements")))
+    }
+
+    /// The stack of free slots.
+    pub(super) fn free(&self) -> io::Result<Stack<MapData, u32>> {
+        Stack::try_from(Map::Stack(self.map("FREE")?)).map_err(io::Error::other)
+    }
+
+    /// The ring that wakes the daemon.
+    fn notify(&self) -> io::Result<RingBuf<MapData>> {
+        RingBuf::try_from(Map::RingBuf(self.map("NOTIFY")?)).map_err(io::Error::other)
+    }
+}
+
+impl Accounting {
+    /// Goes on with programs that count already, loaded by a daemon whose [`object_hash`] was ours.
+    ///
+    /// # Errors
+    /// Something is missing, or the maps are not what they should be.
+    pub fn adopt(kept: Vec<(String, OwnedFd)>, clock: Clock) -> Result<Self, Unavailable> {
+        let adopted = Self::of(Kept(kept), None, clock)?;
+        // The daemon may have been killed while it gave a slot back: the read that waits for the end would wait for ever.
+        let sequence = adopted.maps.fold_sequence();
+        if !sequence.load(Ordering::SeqCst).is_multiple_of(2) {
+            sequence.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(adopted)
+    }
+
+    pub(super) fn of(
+        kept: Kept,
+        messages: Option<EbpfLogger<ToTracing>>,
+        clock: Clock,
+    ) -> Result<Self, Unavailable> {
+        let maps = Maps::new(&kept).map_err(failed("map the counters"))?;
+        let own = |name| kept.get(name).and_then(|program| program.try_clone_to_owned());
+        let program = |name| own(name).map_err(failed("open a program"));
+        let free = kept.free().map_err(failed("open the free slots"))?;
+        let notify = kept.notify().map_err(failed("open the notification ring"))?;
+        let notifications = notify.as_fd().try_clone_to_owned();
+        let notifications = notifications.map_err(failed("share a descriptor"))?;
+        let barrier = if sys::has_membarrier() { Barrier::Membarrier } else { Barrier::Sleep };
+        let folder = Folder { fold: program("fold")?, free, barrier };
+        let (seed, flush) = (program("seed")?, program("flush")?);
+        let upkeep = Mutex::new(Upkeep {
+            seed,
+            folder,
+            notify,
+            messages,
+            anomalies_seen: 0,
+            reconciled: Instant::now(),
+        });
+        let flushed = AtomicU64::new(0);
+        Ok(Self { maps, clock, kept, flush, notifications, flushed, upkeep })
+    }
+
+    /// What another daemon needs to go on.
+    pub fn kept(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.kept.0.iter().map(|(name, descriptor)| (name.as_str(), descriptor.as_fd()))
+    }
+
+    /// Looks after the maps no more: another daemon is about to.
+    pub fn retire(&self) {
+        std::mem::forget(self.upkeep());
+    }
+}
+
+/// Tells one object from another (FNV-1a).
+#[must_use]
+pub fn object_hash() -> u64 {
+    OBJECT.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
