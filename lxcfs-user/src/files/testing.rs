@@ -36,6 +36,7 @@ impl Case {
                 pid_depth: 1,
                 cgroups: CgroupPaths::default(),
                 history: Arc::default(),
+                at_hand: Arc::default(),
             },
         }
     }
