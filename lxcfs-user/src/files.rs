@@ -123,16 +123,18 @@ pub fn pressure_file(view: &View<'_>, resource: Resource) -> Result<PressureFile
 }
 
 impl View<'_> {
-    /// The host's `file`.
+    /// The host's `file`, as a template: at most a hundredth of a second old.
     fn host(&self, file: File) -> Result<Vec<u8>> {
-        let mut text = Vec::with_capacity(4_096);
-        self.machine.read(file, &mut text)?;
+        let mut text = Vec::with_capacity(8_192);
+        self.machine.read_recent(file, &mut text)?;
         Ok(text)
     }
 
     /// The CPUs the container is shown: the one answer behind cpuinfo, stat, uptime and cpu/online.
     fn cpus(&self) -> Result<Cpus> {
-        let online = self.host(File::CpuOnline)?;
+        // Not an older one: a CPU that has just gone offline is offline.
+        let mut online = Vec::with_capacity(8_192);
+        self.machine.read(File::CpuOnline, &mut online)?;
         let online = CpuSet::parse(&online)
             .ok_or_else(|| Error::parse(File::CpuOnline.path(), "not a list of CPUs"))?;
         let effective = self.source.cpuset(self.container)?;
@@ -176,6 +178,11 @@ mod tests {
             self.0.read(file, text)
         }
 
+        fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
+            self.1.lock().unwrap().push(File::Cpuinfo);
+            self.0.read_cpuinfo(is_32bit, text)
+        }
+
         fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
             self.0.read_sys(path, text)
         }
@@ -186,6 +193,10 @@ mod tests {
 
         fn ticks_per_second(&self) -> u64 {
             self.0.ticks_per_second()
+        }
+
+        fn page_bytes(&self) -> u64 {
+            self.0.page_bytes()
         }
 
         fn pressure_file(&self, resource: Resource) -> Result<PressureFile> {

@@ -141,7 +141,7 @@ mod tests {
     fn container(memory: &Memory, init: u32) -> Container {
         let cgroups = CgroupPaths::default();
         let history = memory.history(init, 7);
-        Container { init, started_ns: 7, pid_depth: 1, cgroups, history }
+        Container { init, started_ns: 7, pid_depth: 1, cgroups, history, at_hand: Arc::default() }
     }
 
     fn show(container: &Container) -> CpuTimes {
