@@ -81,6 +81,18 @@ impl Slot {
     pub const fn cgroup_id(&self) -> u64 {
         self.cgroup_id
     }
+
+    /// What a slot is made of, to be kept where nothing is known of slots.
+    #[must_use]
+    pub const fn parts(self) -> (u32, u64) {
+        (self.index, self.cgroup_id)
+    }
+
+    /// The slot of [`Self::parts`].
+    #[must_use]
+    pub const fn from_parts((index, cgroup_id): (u32, u64)) -> Self {
+        Self { index, cgroup_id }
+    }
 }
 
 /// What is counted of one task.
@@ -190,6 +202,14 @@ impl Accounting {
     pub fn slot_of(&self, cgroup_id: u64) -> Option<Slot> {
         let index = self.maps.slot_of(cgroup_id).ok().flatten()?;
         Some(Slot { index, cgroup_id })
+    }
+
+    /// Whether the slot is still its cgroup's, and the cgroup is not removed.
+    #[must_use]
+    pub fn is_current(&self, slot: Slot) -> bool {
+        let id = slot_word!(self.maps, slot.index, cgroup_id).load(Ordering::Acquire);
+        let removed_ns = slot_word!(self.maps, slot.index, removed_ns).load(Ordering::Acquire);
+        id == slot.cgroup_id && removed_ns == 0
     }
 
     /// Load of a cgroup with everything below it; `None` if it was removed.

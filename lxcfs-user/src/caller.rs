@@ -65,7 +65,7 @@ struct Boundary {
     cgroups: CgroupPaths,
     /// See [`Entry::follows`].
     follows: Option<Vec<u8>>,
-    /// See [`Entry::_cgroup_namespace`].
+    /// See [`Entry::cgroup_namespace`].
     cgroup_namespace: Option<OwnedFd>,
 }
 
@@ -174,7 +174,8 @@ impl Callers {
         let lookup = Lookup(&self.host);
         let started_ns = self.ticks_to_ns(lookup.stat(us)?.start_ticks);
         let cgroups = CgroupPaths::parse(&lookup.read(us, "cgroup")?);
-        Ok(Container { init: us, started_ns, pid_depth: 0, cgroups, history: Arc::default() })
+        let (history, at_hand) = (Arc::default(), Arc::default());
+        Ok(Container { init: us, started_ns, pid_depth: 0, cgroups, history, at_hand })
     }
 
     /// A time of procfs.
@@ -243,13 +244,18 @@ impl Callers {
         self.cache.containers()
     }
 
-    /// Whether the entry still describes the container: its init lives, and has not moved where that matters.
+    /// Whether the entry still describes the container: it has not moved where that matters, and the process that stands
+    /// for an init it has not got still lives.
+    ///
+    /// A pid namespace needs no look at its init: the entry keeps the namespace's number from being given out again, so
+    /// that a reader in a namespace of that number is in this one, and its init lives as long as it does.
     fn is_current(&self, entry: &Entry) -> bool {
         let moved = |was: &Vec<u8>| {
             let now = Lookup(&self.host).read(entry.container.init, "cgroup");
             now.is_ok_and(|now| now != *was)
         };
-        entry.lives() && !entry.follows.as_ref().is_some_and(moved)
+        let has_own_init = entry.cgroup_namespace.is_none();
+        (has_own_init || entry.lives()) && !entry.follows.as_ref().is_some_and(moved)
     }
 
     /// Finds out about a container. `before` is what was known of these namespaces until it turned out to be outdated.
@@ -328,12 +334,13 @@ impl Callers {
                 Some(known) => Arc::clone(&known.history),
                 None => self.memory.history(init, started_ns),
             },
+            at_hand: Arc::default(),
         };
         let entry = Entry {
             container: Arc::new(container),
             init: pidfd,
             follows: boundary.follows,
-            _cgroup_namespace: boundary.cgroup_namespace,
+            cgroup_namespace: boundary.cgroup_namespace,
         };
         // All of this was read under a number. If the process it began with still lives, it was that process's.
         if entry.lives() {

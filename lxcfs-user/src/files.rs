@@ -123,16 +123,18 @@ pub fn pressure_file(view: &View<'_>, resource: Resource) -> Result<PressureFile
 }
 
 impl View<'_> {
-    /// The host's `file`.
+    /// The host's `file`, as a template: at most a hundredth of a second old.
     fn host(&self, file: File) -> Result<Vec<u8>> {
-        let mut text = Vec::with_capacity(4_096);
-        self.machine.read(file, &mut text)?;
+        let mut text = Vec::with_capacity(8_192);
+        self.machine.read_recent(file, &mut text)?;
         Ok(text)
     }
 
     /// The CPUs the container is shown: the one answer behind cpuinfo, stat, uptime and cpu/online.
     fn cpus(&self) -> Result<Cpus> {
-        let online = self.host(File::CpuOnline)?;
+        // Not an older one: a CPU that has just gone offline is offline.
+        let mut online = Vec::with_capacity(8_192);
+        self.machine.read(File::CpuOnline, &mut online)?;
         let online = CpuSet::parse(&online)
             .ok_or_else(|| Error::parse(File::CpuOnline.path(), "not a list of CPUs"))?;
         let effective = self.source.cpuset(self.container)?;

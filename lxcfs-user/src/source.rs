@@ -107,6 +107,10 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()>;
     /// Appends the host's cpuinfo, as a 32-bit program finds it or as any other does.
     fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()>;
+    /// The same, but it may be as old as nobody can see: a hundredth of a second, the unit of the times in it.
+    fn read_recent(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
+        self.read(file, text)
+    }
     /// Appends the file at `path` below `/`, in `/sys/devices/system`, whole, to `text`.
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()>;
     /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`).

@@ -131,6 +131,7 @@ mod tests {
             pid_depth: 1,
             cgroups: CgroupPaths::parse(cgroups),
             history: std::sync::Arc::default(),
+            at_hand: std::sync::Arc::default(),
         }
     }
 

@@ -22,7 +22,7 @@ pub(super) struct Entry {
     /// `/proc/<init>/cgroup` as it was, where the boundary depends on it and may move.
     pub(super) follows: Option<Vec<u8>>,
     /// Keeps a cgroup namespace from being replaced by another of the same number, where init's life does not.
-    pub(super) _cgroup_namespace: Option<OwnedFd>,
+    pub(super) cgroup_namespace: Option<OwnedFd>,
 }
 
 impl Entry {
@@ -149,8 +149,9 @@ mod tests {
             pid_depth: 0,
             cgroups: CgroupPaths::default(),
             history: Arc::default(),
+            at_hand: Arc::default(),
         });
-        (child, Arc::new(Entry { container, init, follows: None, _cgroup_namespace: None }))
+        (child, Arc::new(Entry { container, init, follows: None, cgroup_namespace: None }))
     }
 
     const fn key(number: u64) -> Namespaces {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::{Namespaces, Privilege, pidns};
 use crate::error::{Errno, Error, Result};
@@ -21,8 +21,12 @@ impl Lookup<'_> {
 
     pub(super) fn namespace(self, tid: u32, kind: &str) -> Result<u64> {
         let path = format!("{tid}/ns/{kind}");
-        let stat = rustix::fs::statat(self.0.proc(), &path, AtFlags::empty());
-        stat.map(|stat| stat.st_ino).map_err(|errno| error("stat", &path, errno))
+        // The text of the link has the number, `pid:[4026531836]`, for half of what following it takes.
+        let mut text = [0_u8; 64];
+        let length = rustix::fs::readlinkat_raw(self.0.proc(), &path, &mut text[..])
+            .map_err(|errno| error("read the link", &path, errno))?;
+        parse::namespace(&text[..length])
+            .ok_or_else(|| Error::parse(format!("/proc/{path}"), "no number"))
     }
 
     /// A descriptor of a namespace of `tid`.

@@ -9,6 +9,7 @@ use std::io::Write;
 use super::View;
 use crate::error::{Error, Result};
 use crate::model::cpus::Cpus;
+use crate::model::file::File;
 use crate::source::parse;
 
 #[derive(Debug)]
@@ -18,8 +19,13 @@ pub(super) struct Cpuinfo {
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Cpuinfo> {
-    let mut host = Vec::with_capacity(16 << 10);
-    view.machine.read_cpuinfo(view.is_32bit, &mut host)?;
+    let host = if view.is_32bit {
+        let mut host = Vec::with_capacity(16 << 10);
+        view.machine.read_cpuinfo(true, &mut host)?;
+        host
+    } else {
+        view.host(File::Cpuinfo)?
+    };
     let cpus = view.cpus()?;
     if !stanzas(&host).any(|stanza| stanza.cpu.is_some_and(|cpu| cpus.shown(cpu).is_some())) {
         let cause = format!("no processor of {}", cpus.set());

@@ -97,9 +97,11 @@ fn commit_limit_kib(host: &[u8], host_total_kib: u64, total_kib: u64) -> u64 {
 /// `(total, used)` swap of the container, KiB: what its limit and the host's swap both allow. Where the kernel does not
 /// account swap there is none to show.
 pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &[u8]) -> Result<(u64, u64)> {
-    let swap = if view.policy.swap { view.source.swap(view.container)? } else { None };
-    let Some(swap) = swap else { return Ok((0, 0)) };
     let host_total = host_kib(host_meminfo, b"SwapTotal").unwrap_or(0);
+    // Where the host has none, there is nothing to ask for.
+    let is_shown = view.policy.swap && host_total > 0;
+    let swap = if is_shown { view.source.swap(view.container)? } else { None };
+    let Some(swap) = swap else { return Ok((0, 0)) };
     let total = swap.limit_bytes.map_or(host_total, kib).min(host_total);
     Ok((total, kib(swap.used_bytes).min(total)))
 }

@@ -37,6 +37,7 @@ impl Case {
                 pid_depth: 1,
                 cgroups: CgroupPaths::default(),
                 history: Arc::default(),
+                at_hand: Arc::default(),
             },
             is_32bit: false,
         }

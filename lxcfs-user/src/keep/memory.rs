@@ -139,7 +139,8 @@ mod tests {
     fn container(memory: &Memory, init: u32) -> Container {
         let cgroups = CgroupPaths::default();
         let history = memory.history(init, 7);
-        Container { init, started_ns: 7, pid_depth: 1, cgroups, history }
+        let at_hand = Arc::default();
+        Container { init, started_ns: 7, pid_depth: 1, cgroups, history, at_hand }
     }
 
     fn show(container: &Container) -> CpuTimes {

@@ -1,5 +1,7 @@
 //! Who asks: one container, as the sources need to know it.
 
+use std::borrow::Cow;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +72,28 @@ pub struct Container {
     pub cgroups: CgroupPaths,
     /// What we remember of it from one read to the next. It outlives a move to another cgroup.
     pub history: Arc<History>,
+    /// What its sources keep at hand. It does not outlive a move to another cgroup.
+    pub at_hand: Arc<AtHand>,
+}
+
+/// What is the same at every read of a container, and costs system calls to find.
+#[derive(Debug, Default)]
+pub struct AtHand {
+    /// Where the kernel side counts it: the index of its counters, and the cgroup id they have while they are its own.
+    pub counters: Mutex<Option<(u32, u64)>>,
+    /// Open files of its cgroups.
+    pub files: Mutex<Vec<(FileKey<'static>, Arc<OwnedFd>)>>,
+}
+
+/// A file of a container's cgroup or of one of its ancestors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileKey<'a> {
+    /// The hierarchy, by its number among those that are mounted.
+    pub hierarchy: usize,
+    /// Which of the ancestors: each has a path of another length.
+    pub path_length: usize,
+    /// The file's name.
+    pub name: Cow<'a, str>,
 }
 
 /// What must be remembered of a container: it is forgotten with it.

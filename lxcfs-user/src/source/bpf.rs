@@ -3,7 +3,7 @@
 //! The programs count from when they are loaded. What a container used before is taken from its cgroup files once, when it
 //! is first seen, and added from then on.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::cgroup::CgroupFiles;
 use super::host::Host;
@@ -34,8 +34,19 @@ impl BpfMaps {
 
     /// The container's slot. `Ok(None)`: it has no cgroup of its own, or no task has run in it yet.
     fn slot(&self, container: &Container) -> Result<Option<Slot>> {
+        let mut counters =
+            container.at_hand.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        // Counters that were given back are no longer those of the cgroup, and tell it by its id.
+        let kept = counters.map(Slot::from_parts).filter(|slot| self.accounting.is_current(*slot));
+        if kept.is_some() {
+            return Ok(kept);
+        }
+        drop(counters);
         let id = self.files.cpu_cgroup_id(container)?;
-        Ok(id.and_then(|id| self.accounting.slot_of(id)))
+        let slot = id.and_then(|id| self.accounting.slot_of(id));
+        counters = container.at_hand.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        *counters = slot.map(Slot::parts);
+        Ok(slot)
     }
 
     /// What the container used before the programs counted. `counted` is what they have counted by now.

@@ -1,12 +1,16 @@
 //! [`Source`] over cgroup files: v1, v2 and hybrid, decided for each controller by what is mounted.
 
 pub mod hierarchy;
+mod kept;
 mod v1;
 mod v2;
 
 use std::sync::Arc;
 
+use rustix::process::{Resource as Limit, getrlimit};
+
 use self::hierarchy::{Cgroup, Hierarchies};
+use self::kept::{Kept, Shelf};
 use super::host::Host;
 use super::trigger::PressureFile;
 use super::{Cpu, DeviceIo, Hugetlb, Load, Memory, NumaStat, Source, Swap, tasks};
@@ -21,6 +25,7 @@ use crate::model::load::LoadAverage;
 pub struct CgroupFiles {
     hierarchies: Hierarchies,
     host: Arc<Host>,
+    kept: Kept,
 }
 
 /// A controller's place: its own v1 hierarchy, or the unified one.
@@ -32,8 +37,11 @@ enum Place<'a> {
 impl CgroupFiles {
     /// Reads through `hierarchies`; tasks are looked up in `host`'s `/proc`.
     #[must_use]
-    pub const fn new(hierarchies: Hierarchies, host: Arc<Host>) -> Self {
-        Self { hierarchies, host }
+    pub fn new(hierarchies: Hierarchies, host: Arc<Host>) -> Self {
+        // The other half is the callers', who keep one or two for a container.
+        let descriptors = getrlimit(Limit::Nofile).current.unwrap_or(u64::from(u32::MAX)) / 4;
+        let kept = Kept::new(usize::try_from(descriptors).unwrap_or(usize::MAX).min(65_536));
+        Self { hierarchies, host, kept }
     }
 
     /// The hierarchies it reads.
@@ -81,13 +89,18 @@ impl CgroupFiles {
             Some(hierarchy) => Place::V1(hierarchy.cgroup(container.cgroups.v1(controller)?)),
             None => Place::V2(self.unified(container)?),
         };
-        let (Place::V1(cgroup) | Place::V2(cgroup)) = &place;
-        (!cgroup.is_root()).then_some(place)
+        let shelf = Shelf { all: &self.kept, own: &container.at_hand };
+        match place {
+            Place::V1(cgroup) if !cgroup.is_root() => Some(Place::V1(cgroup.on(shelf))),
+            Place::V2(cgroup) => Some(Place::V2(cgroup)),
+            Place::V1(_) => None,
+        }
     }
 
     fn unified<'a>(&'a self, container: &'a Container) -> Option<Cgroup<'a>> {
         let cgroup = self.hierarchies.v2()?.cgroup(container.cgroups.unified()?);
-        (!cgroup.is_root()).then_some(cgroup)
+        let shelf = Shelf { all: &self.kept, own: &container.at_hand };
+        (!cgroup.is_root()).then_some(cgroup.on(shelf))
     }
 }
 

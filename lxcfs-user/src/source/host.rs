@@ -4,7 +4,7 @@
 //! own files, most likely) can make a request wait for itself.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::sys::personality::{self, Persona};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -31,7 +31,19 @@ pub struct Host {
     trees: [Option<OwnedFd>; Tree::ALL.len()],
     /// Kept descriptors in the order of [`File::ALL`]; `Err` is why the machine has no such file.
     files: Vec<Result<OwnedFd, Errno>>,
+    /// What was last read of each, and when.
+    recent: [Mutex<Recent>; File::ALL.len()],
 }
+
+/// A file as it was at a moment, nanoseconds of `CLOCK_MONOTONIC`.
+#[derive(Debug, Default)]
+struct Recent {
+    at_ns: u64,
+    text: Vec<u8>,
+}
+
+/// How long a file is as good as new: a tick of `USER_HZ`, the unit of the times in it.
+const RECENT_NS: u64 = 10_000_000;
 
 impl Host {
     /// Opens everything.
@@ -49,7 +61,7 @@ impl Host {
             let path = format!("sys/devices/system/{}", tree.name());
             open_usual(&proc, &sys, &path, OFlags::PATH | OFlags::DIRECTORY).ok()
         });
-        Ok(Self { proc, sys, trees, files })
+        Ok(Self { proc, sys, trees, files, recent: Default::default() })
     }
 
     /// The host's `/proc`, for looking up processes.
@@ -109,7 +121,8 @@ impl Machine for Host {
             Ok(fd) if is_long(file) => {
                 self.reopen_kept(fd, OFlags::RDONLY).and_then(|fd| read_whole(&fd, text))
             }
-            Ok(fd) => read_whole(fd, text),
+            Ok(fd) if file == File::Swaps => read_whole(fd, text),
+            Ok(fd) => read_piece(fd, text),
             Err(errno) => Err(*errno),
         };
         read.map_err(|errno| Error::io("read", full_path(file), errno))
@@ -119,6 +132,29 @@ impl Machine for Host {
         // The kernel goes by the personality of the thread that reads, which is ours.
         let _as_reader = is_32bit.then(Personality::of_32bit);
         self.read(File::Cpuinfo, text)
+    }
+
+    fn read_recent(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
+        // The clock of the kernel's own ticks: coarse enough, and read without a system call everywhere.
+        let now_ns = clock_ns(ClockId::MonotonicCoarse);
+        let recent = &self.recent[slot(file)];
+        {
+            let recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if !recent.text.is_empty() && now_ns.saturating_sub(recent.at_ns) < RECENT_NS {
+                text.extend_from_slice(&recent.text);
+                return Ok(());
+            }
+        }
+        let start = text.len();
+        self.read(file, text)?;
+        let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two readers at once the later one may have been here first.
+        if now_ns >= recent.at_ns {
+            recent.at_ns = now_ns;
+            recent.text.clear();
+            recent.text.extend_from_slice(&text[start..]);
+        }
+        Ok(())
     }
 
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
@@ -238,13 +274,14 @@ fn open_usual(proc: &OwnedFd, sys: &OwnedFd, path: &str, flags: OFlags) -> Resul
     rustix::fs::openat(tree, below, flags, Mode::empty())
 }
 
+/// The kernel renders at most a page at a time for most files; more room saves a call on the long ones.
+const STEP: usize = 8 << 10;
+
+/// No file of the kernel comes near; a file that does is not one of the kernel's.
+const MOST: usize = 64 << 20;
+
 /// Appends everything from the start of the file to `text`, by position: the descriptor can be shared.
 pub(crate) fn read_whole(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
-    /// The kernel renders at most a page at a time for most files; more room saves a call on the long ones.
-    const STEP: usize = 8 << 10;
-    /// No file of the kernel comes near; a file that does is not one of the kernel's.
-    const MOST: usize = 64 << 20;
-
     let start = text.len();
     loop {
         text.reserve(STEP);
@@ -259,6 +296,25 @@ pub(crate) fn read_whole(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> 
             }
         }
     }
+}
+
+/// The same for a file that the kernel makes in one piece (`single_open`, and every cgroup file that is no list): what
+/// does not fill the room is all there is, and no second call has to ask whether there is more.
+pub(crate) fn read_piece(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
+    let start = text.len();
+    let mut room = STEP;
+    while room <= MOST {
+        text.reserve(room);
+        room = text.capacity() - start;
+        match rustix::io::pread(fd, rustix::buffer::spare_capacity(text), 0) {
+            Ok(read) if read < room => return Ok(()),
+            // Not the rest, but all of it anew: the descriptor is shared, and the piece may be another one by now.
+            Ok(_) | Err(Errno::INTR) => text.truncate(start),
+            Err(errno) => return Err(errno),
+        }
+        room *= 2;
+    }
+    Err(Errno::FBIG)
 }
 
 #[cfg(test)]

@@ -216,6 +216,13 @@ pub fn numa_stat(text: &[u8]) -> Vec<NumaStat> {
     lines(text).filter_map(line).collect()
 }
 
+/// The number in the link of a namespace file, `pid:[4026531836]`: its inode number.
+#[must_use]
+pub fn namespace(link: &[u8]) -> Option<u64> {
+    let start = link.iter().position(|&byte| byte == b'[')? + 1;
+    number(link.get(start..)?.strip_suffix(b"]")?)
+}
+
 /// What we need of `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PidStat {

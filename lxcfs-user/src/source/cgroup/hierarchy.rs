@@ -3,15 +3,18 @@
 //! We never mount one: mounting cgroup2 changes its options for the whole host. A descriptor of the root taken once
 //! stays good when `/sys/fs/cgroup` is unmounted or covered later.
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
+use super::kept::Shelf;
 use crate::error::{Errno, Error, Result};
+use crate::model::container::FileKey;
 use crate::model::cpus::CpuSet;
 use crate::model::mounts::CgroupMount;
-use crate::source::host::read_whole;
+use crate::source::host::read_piece;
 use crate::source::parse;
 
 /// One mounted hierarchy.
@@ -19,6 +22,8 @@ use crate::source::parse;
 pub struct Hierarchy {
     /// Comma-separated v1 controllers, empty for v2.
     controllers: String,
+    /// Its place among those mounted.
+    number: usize,
     /// Where it is mounted, for messages.
     mount_point: PathBuf,
     /// The cgroup the mount shows as its root: `/`, or what a container runtime bound there.
@@ -46,7 +51,8 @@ impl Hierarchies {
             }
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             if let Ok(directory) = rustix::fs::open(&mount_point, flags, Mode::empty()) {
-                mounted.push(Hierarchy { controllers, mount_point, root, directory });
+                let number = mounted.len();
+                mounted.push(Hierarchy { controllers, number, mount_point, root, directory });
             }
         }
         if mounted.is_empty() {
@@ -99,7 +105,7 @@ impl Hierarchy {
     #[must_use]
     pub fn cgroup<'a>(&'a self, path: &'a str) -> Cgroup<'a> {
         let below = path.strip_prefix(self.root.as_str()).unwrap_or(path);
-        Cgroup { hierarchy: self, path: below.trim_matches('/') }
+        Cgroup { hierarchy: self, path: below.trim_matches('/'), shelf: None }
     }
 }
 
@@ -109,9 +115,16 @@ pub struct Cgroup<'a> {
     hierarchy: &'a Hierarchy,
     /// Relative to the hierarchy's directory, empty for its root.
     path: &'a str,
+    /// Where its files are kept open, if they are.
+    shelf: Option<Shelf<'a>>,
 }
 
 impl<'a> Cgroup<'a> {
+    /// The same cgroup, whose files are kept open in `shelf`.
+    pub(super) const fn on(self, shelf: Shelf<'a>) -> Self {
+        Self { shelf: Some(shelf), ..self }
+    }
+
     /// Whether this is the root of the hierarchy, whose numbers are the machine's.
     #[must_use]
     pub const fn is_root(&self) -> bool {
@@ -126,21 +139,39 @@ impl<'a> Cgroup<'a> {
 
     /// The cgroup itself, its parent, and so on to the root of the hierarchy.
     pub fn ancestry(&self) -> impl Iterator<Item = Self> + use<'a> {
-        let hierarchy = self.hierarchy;
+        let (hierarchy, shelf) = (self.hierarchy, self.shelf);
         std::iter::successors(Some(self.path), |path| match path.rfind('/') {
             Some(slash) => Some(&path[..slash]),
             None => (!path.is_empty()).then_some(""),
         })
-        .map(move |path| Self { hierarchy, path })
+        .map(move |path| Self { hierarchy, path, shelf })
     }
 
     /// Appends the file's content to `text`. `Ok(false)`: this cgroup has no such file.
     ///
+    /// The kernel makes such a file in one piece, see [`read_piece`].
+    ///
     /// # Errors
     /// The file is there and cannot be read, or the cgroup itself is gone (`ENOENT`).
     pub fn read(&self, file: &str, text: &mut Vec<u8>) -> Result<bool> {
+        let (hierarchy, path_length) = (self.hierarchy.number, self.path.len());
+        let key = FileKey { hierarchy, path_length, name: Cow::Borrowed(file) };
+        if let Some(shelf) = self.shelf
+            && let Some(fd) = shelf.get(&key)
+        {
+            match read_piece(&fd, text) {
+                // The cgroup was removed. Its path tells what is there now.
+                Err(Errno::NODEV) => shelf.drop(&key),
+                read => {
+                    return read.map(|()| true).map_err(|errno| self.error("read", file, errno));
+                }
+            }
+        }
         let Some(fd) = self.open(file, OFlags::RDONLY)? else { return Ok(false) };
-        read_whole(&fd, text).map_err(|errno| self.error("read", file, errno))?;
+        read_piece(&fd, text).map_err(|errno| self.error("read", file, errno))?;
+        if let Some(shelf) = self.shelf {
+            shelf.put(FileKey { name: Cow::Owned(file.to_owned()), ..key }, fd);
+        }
         Ok(true)
     }
 
@@ -255,6 +286,7 @@ mod tests {
         let directory = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
         let hierarchy = Hierarchy {
             controllers: String::new(),
+            number: 0,
             mount_point: "/sys/fs/cgroup".into(),
             root: "/".to_owned(),
             directory,

@@ -134,10 +134,15 @@ pub(super) fn swap(cgroup: &Cgroup<'_>) -> Result<Option<Swap>> {
     let Some(both) = cgroup.parse("memory.memsw.usage_in_bytes", parse::single)? else {
         return Ok(None);
     };
-    let usage = cgroup.parse("memory.usage_in_bytes", parse::single)?.unwrap_or(both);
     let swap = cgroup.parse("memory.stat", |text| Some(swap_of_stat(text)))?;
     let (limit_bytes, swapped) = swap.unwrap_or_default();
-    let used_bytes = swapped.unwrap_or(both.saturating_sub(usage));
+    let used_bytes = match swapped {
+        Some(swapped) => swapped,
+        None => {
+            let usage = cgroup.parse("memory.usage_in_bytes", parse::single)?.unwrap_or(both);
+            both.saturating_sub(usage)
+        }
+    };
     let swappiness = cgroup.parse("memory.swappiness", parse::single)?;
     let limit_bytes = if swappiness == Some(0) { Some(used_bytes) } else { limit_bytes };
     Ok(Some(Swap { limit_bytes, used_bytes }))
@@ -175,17 +180,23 @@ pub(super) fn hugetlb(cgroup: &Cgroup<'_>, page_bytes: u64) -> Result<Option<Hug
 
 /// `blkio.throttle.*_recursive`, filled by any I/O scheduler, or BFQ's own files where those are empty.
 pub(super) fn io(cgroup: &Cgroup<'_>) -> Result<Option<Vec<DeviceIo>>> {
+    const FILES: [[&str; 2]; 2] = [
+        ["blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"],
+        ["blkio.bfq.io_service_bytes_recursive", "blkio.bfq.io_serviced_recursive"],
+    ];
     let mut there = false;
-    for policy in ["throttle", "bfq"] {
+    for files in FILES {
         let mut devices = Vec::new();
-        for (file, field) in [("io_service_bytes", Field::Bytes), ("io_serviced", Field::Requests)]
-        {
-            let name = format!("blkio.{policy}.{file}_recursive");
-            let found = cgroup.parse(&name, |text| {
+        for (file, field) in files.into_iter().zip([Field::Bytes, Field::Requests]) {
+            let found = cgroup.parse(file, |text| {
                 parse::blkio(text).for_each(|entry| add_blkio(&mut devices, field, entry));
                 Some(())
             })?;
-            there |= found.is_some();
+            if found.is_none() {
+                // A policy has both or none.
+                break;
+            }
+            there = true;
         }
         if !devices.is_empty() {
             return Ok(Some(devices));
