@@ -12,6 +12,7 @@
 
 mod chart;
 mod check;
+pub(crate) mod instructions;
 mod many;
 mod phases;
 mod process;
@@ -55,9 +56,12 @@ pub(crate) struct Args {
     /// Only the latency of each file, and fail where one is more than 20 % worse than it was
     #[arg(long)]
     check: bool,
-    /// Keep the ratios of this run as those that --check compares with
+    /// Keep the ratios of this run, and the instructions of each page, as those that are compared with
     #[arg(long, conflicts_with = "check")]
     store: bool,
+    /// Only the instructions of each page, against those that are kept; with --store, keep them
+    #[arg(long, conflicts_with = "check")]
+    instructions: bool,
 }
 
 const FULL: Effort = Effort {
@@ -95,6 +99,10 @@ struct Run<'a> {
 }
 
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
+    if args.instructions {
+        return if args.store { instructions::store() } else { instructions::check() }
+            .map(|()| ExitCode::SUCCESS);
+    }
     crate::need_root("measuring")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -121,6 +129,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     println!("{report}");
     if args.store {
         check::store(&results)?;
+        instructions::store()?;
     }
     Ok(ExitCode::SUCCESS)
 }

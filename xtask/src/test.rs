@@ -41,7 +41,8 @@ const TOOLS: [(&str, &str); 20] = [
 ];
 
 /// What only the suites of [`HOST_SUITES`] call; a program, or a file.
-const HOST_TOOLS: [(&str, &str); 8] = [
+const HOST_TOOLS: [(&str, &str); 9] = [
+    ("valgrind", "valgrind"),
     ("podman", "podman"),
     ("dockerd", "docker.io"),
     ("java", "openjdk-17-jre-headless"),
@@ -123,6 +124,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     if wanted(Part::Unit) {
         crate::cargo(&["test", "--workspace", "--exclude", "lxcfs-tests"])?;
+        install_tools()?;
+        crate::bench::instructions::check()?;
     }
     if wanted(Part::Root) || wanted(Part::Run) || wanted(Part::Guests) {
         crate::need_root("making containers and mounts")?;

@@ -52,13 +52,17 @@ pub(super) fn check(results: &Results) -> Result<()> {
     Ok(())
 }
 
-fn regressions(stored: &BTreeMap<String, f64>, now: &BTreeMap<String, f64>) -> Vec<String> {
+/// Where `now` is worse than `stored` by more than is borne.
+pub(super) fn regressions(
+    stored: &BTreeMap<String, f64>,
+    now: &BTreeMap<String, f64>,
+) -> Vec<String> {
     let worse = stored.iter().filter_map(|(file, before)| {
         let Some(now) = now.get(file) else {
-            return Some(format!("/{file} is not served any more"));
+            return Some(format!("{file} was not measured"));
         };
         let is_worse = *now > before * (1.0 + TOLERANCE);
-        is_worse.then(|| format!("/{file}: {now:.2} times the floor, {before:.2} before"))
+        is_worse.then(|| format!("{file}: {now:.2}, and {before:.2} before"))
     });
     worse.collect()
 }
