@@ -25,6 +25,7 @@ fn main() -> Result<()> {
         source: &source,
         machine: &machine,
         policy: &Policy::default(),
+        is_32bit: false,
     };
     let mut page = Vec::new();
     for _ in 0..count {
