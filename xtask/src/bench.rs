@@ -185,7 +185,7 @@ impl Run<'_> {
 
     fn start(&mut self) -> Result<()> {
         let cgroups = (self.args.containers + 6_000).to_string();
-        let ours = Subject::ours(&["--cgroups", &cgroups])?;
+        let ours = Subject::ours(&["--no-keeper", "--cgroups", &cgroups])?;
         self.subjects = vec![Subject::floor()?, ours];
         self.results.machine.accounting = subjects::accounting()?;
         let debian = subjects::debian()
