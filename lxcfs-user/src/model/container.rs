@@ -92,6 +92,7 @@ pub struct History {
 #[serde(default)]
 pub struct Carried {
     cpu: CpuHistory,
+    idle: IdleHistory,
     load: Option<LoadHistory>,
     before: Option<Before>,
 }
@@ -102,6 +103,7 @@ impl History {
     pub fn carried(&self) -> Carried {
         Carried {
             cpu: lock(&self.cpu).clone(),
+            idle: *lock(&self.idle),
             load: lock(&self.load).clone(),
             before: self.before.get().cloned(),
         }
@@ -110,6 +112,7 @@ impl History {
     /// Goes on from what a daemon before us knew.
     pub fn resume(&self, carried: Carried) {
         *lock(&self.cpu) = carried.cpu;
+        *lock(&self.idle) = carried.idle;
         *lock(&self.load) = carried.load;
         if let Some(before) = carried.before {
             // Found out already, it is the same.

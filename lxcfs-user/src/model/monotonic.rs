@@ -153,7 +153,8 @@ impl CpuHistory {
 }
 
 /// The idle time of all CPUs together, as `/proc/uptime` has it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct IdleHistory {
     up_ns: u64,
     used_ns: u64,
