@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lxcfs::error::{Errno, Error, Result};
-use lxcfs::files::{self, Policy, View};
+use lxcfs::files::{self, Policy, Reader, View};
 use lxcfs::model::container::{CgroupPaths, Container, Tasks};
 use lxcfs::model::cpus::CpuSet;
 use lxcfs::model::file::File;
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
         source: &source,
         machine: &machine,
         policy: &Policy::default(),
-        is_32bit: false,
+        reader: Reader::default(),
     };
     let mut page = Vec::new();
     for _ in 0..count {

@@ -25,6 +25,7 @@ use crate::model::container::{CgroupPaths, Container};
 use crate::source::Machine;
 use crate::source::cgroup::CgroupFiles;
 use crate::source::host::Host;
+use crate::source::parse;
 use crate::source::tasks;
 
 /// Leaves below a container's cgroup that inits are known to move to: systemd, DinD and k3s, LXC and Incus, crun.
@@ -86,6 +87,7 @@ pub struct Callers {
     files: Arc<CgroupFiles>,
     ours: Namespaces,
     our_user_namespace: u64,
+    our_time_namespace: Option<u64>,
     visitor: Visitor,
     cache: Cache,
     init_lookup: InitLookup,
@@ -108,6 +110,7 @@ impl Callers {
         let lookup = Lookup(&host);
         let ours = lookup.namespaces(us)?;
         let our_user_namespace = lookup.namespace(us, "user")?;
+        let our_time_namespace = lookup.namespace(us, "time").ok();
         let home = lookup.open_namespace(us, "cgroup")?;
         let visitor = Visitor::start(Arc::clone(&host), home)?;
         // Each container takes a descriptor, some two: leave half of what we may have for everything else.
@@ -119,6 +122,7 @@ impl Callers {
             files,
             ours,
             our_user_namespace,
+            our_time_namespace,
             visitor,
             cache,
             init_lookup,
@@ -189,6 +193,23 @@ impl Callers {
         let per_second = u128::from(self.host.ticks_per_second());
         u64::try_from(u128::from(ticks) * u128::from(NS_PER_SECOND) / per_second)
             .unwrap_or(u64::MAX)
+    }
+
+    /// By how many seconds the time since boot is ahead of ours for thread `tid`: 0 in our time namespace.
+    #[must_use]
+    pub fn boottime_ahead_s(&self, tid: u32) -> i64 {
+        let lookup = Lookup(&self.host);
+        let offset = |tid| {
+            let text = lookup.read(tid, "timens_offsets").unwrap_or_default();
+            parse::timens_boottime_s(&text).unwrap_or(0)
+        };
+        match lookup.namespace(tid, "time") {
+            Ok(theirs) if Some(theirs) != self.our_time_namespace => {
+                offset(tid).saturating_sub(offset(std::process::id()))
+            }
+            // A kernel before 5.6 has none.
+            _ => 0,
+        }
     }
 
     /// Whether thread `tid` has the personality of a 32-bit program (`PER_LINUX32`). Where that cannot be asked, it has not.

@@ -55,8 +55,17 @@ pub struct View<'a> {
     pub machine: &'a dyn Machine,
     /// What the operator decided.
     pub policy: &'a Policy,
-    /// Whether the reader has the personality of a 32-bit program.
+    /// What of the reader itself matters.
+    pub reader: Reader,
+}
+
+/// A reader, where its page is not that of every reader in its container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reader {
+    /// Whether it has the personality of a 32-bit program.
     pub is_32bit: bool,
+    /// By how much the time since boot that it reads is ahead of ours (time namespaces), seconds.
+    pub boottime_ahead_s: i64,
 }
 
 /// Appends the page of `file` to `page`.

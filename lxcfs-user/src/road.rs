@@ -14,7 +14,7 @@ use bytes::Bytes;
 use self::fallback::Fallbacks;
 use crate::caller::{Caller, Callers};
 use crate::error::{Errno, Error, Result};
-use crate::files::{self, Policy, View};
+use crate::files::{self, Policy, Reader, View};
 use crate::keep::memory::Memory;
 use crate::model::container::Container;
 use crate::model::file::{File, Resource};
@@ -80,8 +80,8 @@ impl Road {
     pub fn page(&self, file: File, tid: u32) -> Result<Bytes> {
         let made = self.made(tid, file.path(), |view| {
             let mut page = Vec::with_capacity(4_096);
-            let is_32bit = file == File::Cpuinfo && self.callers.is_32bit(tid);
-            files::page(file, &View { is_32bit, ..*view }, &mut page)?;
+            let reader = self.reader(file, tid);
+            files::page(file, &View { reader, ..*view }, &mut page)?;
             // Before the page is served: what was shown may not be forgotten.
             if file.remembers() {
                 self.memory.remember(view.container);
@@ -100,6 +100,17 @@ impl Road {
             self.fallbacks.served(file);
         }
         made.map_or_else(host, Ok).map(Bytes::from)
+    }
+
+    /// What of the thread `tid` itself matters to its page of `file`.
+    fn reader(&self, file: File, tid: u32) -> Reader {
+        match file {
+            File::Cpuinfo => Reader { is_32bit: self.callers.is_32bit(tid), ..Reader::default() },
+            File::Stat => {
+                Reader { boottime_ahead_s: self.callers.boottime_ahead_s(tid), ..Reader::default() }
+            }
+            _ => Reader::default(),
+        }
     }
 
     /// The text of the file at `place` for the thread `tid`.
@@ -175,7 +186,7 @@ impl Road {
                 source: &*self.source,
                 machine: &*self.machine,
                 policy: &self.policy,
-                is_32bit: false,
+                reader: Reader::default(),
             };
             make(&view).map(Some)
         };

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::Rooms;
 use crate::error::{Errno, Error, Result};
-use crate::files::{self, View};
+use crate::files::{self, Reader, View};
 use crate::keep::store;
 use crate::model::file::File;
 
@@ -48,7 +48,8 @@ pub(super) fn self_test(rooms: &Rooms) -> Result<()> {
     let container = rooms.callers.ourselves()?;
     let (source, machine, policy) = rooms.road.parts();
     for file in File::ALL {
-        let view = View { container: &container, source, machine, policy, is_32bit: false };
+        let view =
+            View { container: &container, source, machine, policy, reader: Reader::default() };
         let mut page = Vec::new();
         let made = files::page(file, &view, &mut page).or_else(|_| machine.read(file, &mut page));
         // Nobody reads a file that this host does not have.

@@ -20,7 +20,7 @@ pub(super) struct Cpuinfo {
 
 pub(super) fn gather(view: &View<'_>) -> Result<Cpuinfo> {
     let mut host = Vec::with_capacity(16 << 10);
-    view.machine.read_cpuinfo(view.is_32bit, &mut host)?;
+    view.machine.read_cpuinfo(view.reader.is_32bit, &mut host)?;
     let cpus = view.cpus()?;
     if !stanzas(&host).any(|stanza| stanza.cpu.is_some_and(|cpu| cpus.shown(cpu).is_some())) {
         let cause = format!("no processor of {}", cpus.set());
@@ -225,7 +225,7 @@ mod tests {
         let mut case = case(ARM64, "1");
         case.machine.cpuinfo_32bit = Some(ARM_ON_ARM64.to_owned());
         assert!(!case.page(File::Cpuinfo).unwrap().contains("model name"));
-        case.is_32bit = true;
+        case.reader.is_32bit = true;
         assert!(case.page(File::Cpuinfo).unwrap().contains("model name\t: ARMv8 Processor"));
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Stat {
     /// The host's page.
     host: Vec<u8>,
     load: Option<Load>,
+    /// See [`super::Reader`].
+    boottime_ahead_s: i64,
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
@@ -46,6 +48,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
         gone,
         ticks_per_second: view.machine.ticks_per_second(),
         host: view.host(File::Stat)?,
+        boottime_ahead_s: view.reader.boottime_ahead_s,
         load,
     })
 }
@@ -102,7 +105,7 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
         }
         None => copy_line(page, &stat.host, "ctxt"),
     }
-    copy_line(page, &stat.host, "btime");
+    write_btime(page, stat);
     if let Some(Load { tasks, forks, .. }) = stat.load {
         // In a pid namespace of its own, the newest pid is the number of tasks ever made (until pids wrap).
         let made = forks.unwrap_or_else(|| tasks.last_pid.max(tasks.threads).into());
@@ -130,6 +133,18 @@ fn write_row(page: &mut Vec<u8>, name: &str, row: [u64; COLUMNS]) {
         let _ = write!(page, " {ticks}");
     }
     page.push(b'\n');
+}
+
+/// The host's boot time, moved by as much as the start times of processes are for this reader: their sum is the truth.
+fn write_btime(page: &mut Vec<u8>, stat: &Stat) {
+    let start = page.len();
+    copy_line(page, &stat.host, "btime");
+    let booted = parse::fields(&page[start..]).nth(1).and_then(parse::number);
+    if let Some(booted_s) = booted.filter(|_| stat.boottime_ahead_s != 0) {
+        page.truncate(start);
+        let moved = booted_s.saturating_add_signed(stat.boottime_ahead_s.saturating_neg());
+        let _ = writeln!(page, "btime {moved}");
+    }
 }
 
 /// Appends the host's line of that name, if it has one.
@@ -173,6 +188,20 @@ mod tests {
         let per_cpu = [(1, 1), (30_000_000_000, 10_000_000_000), (5_500_000_000, 0), (0, 0)]
             .map(|(u, s)| times(u, s));
         Cpu { total: times(35_500_000_001, 10_000_000_001), per_cpu: Some(per_cpu.to_vec()) }
+    }
+
+    #[test]
+    fn the_boot_moves_against_the_start_times_of_a_time_namespace() {
+        let mut case = case(per_cpu());
+        let btime = |case: &Case| -> u64 {
+            let page = case.page(File::Stat).unwrap();
+            page.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse().unwrap()
+        };
+        let host = btime(&case);
+        case.reader.boottime_ahead_s = 1_000;
+        assert_eq!(btime(&case), host - 1_000);
+        case.reader.boottime_ahead_s = -60;
+        assert_eq!(btime(&case), host + 60);
     }
 
     #[test]

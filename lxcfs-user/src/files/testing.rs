@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Policy, View, page, sysfs};
+use super::{Policy, Reader, View, page, sysfs};
 use crate::error::Result;
 use crate::model::container::{CgroupPaths, Container};
 use crate::model::file::File;
@@ -17,7 +17,7 @@ pub(super) struct Case {
     pub(super) machine: FakeMachine,
     pub(super) policy: Policy,
     pub(super) container: Container,
-    pub(super) is_32bit: bool,
+    pub(super) reader: Reader,
 }
 
 impl Case {
@@ -39,7 +39,7 @@ impl Case {
                 history: Arc::default(),
                 at_hand: Arc::default(),
             },
-            is_32bit: false,
+            reader: Reader::default(),
         }
     }
 
@@ -62,7 +62,7 @@ impl Case {
             source: &self.source,
             machine: &self.machine,
             policy: &self.policy,
-            is_32bit: self.is_32bit,
+            reader: self.reader,
         }
     }
 

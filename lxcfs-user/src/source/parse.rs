@@ -189,6 +189,17 @@ pub fn blkio(text: &[u8]) -> impl Iterator<Item = ((u32, u32), &[u8], u64)> {
     })
 }
 
+/// The seconds of the line `boottime` of `/proc/PID/timens_offsets`, which may be negative.
+#[must_use]
+pub fn timens_boottime_s(text: &[u8]) -> Option<i64> {
+    let line = lines(text).find_map(|line| line.strip_prefix(b"boottime"))?;
+    let seconds = fields(line).next()?;
+    match seconds.strip_prefix(b"-") {
+        Some(digits) => number(digits).and_then(|n| i64::try_from(n).ok()).map(i64::wrapping_neg),
+        None => number(seconds).and_then(|n| i64::try_from(n).ok()),
+    }
+}
+
 /// How the hugetlb controller writes the size of a page in the names of its files.
 #[must_use]
 pub fn page_size_name(bytes: u64) -> String {
@@ -333,6 +344,14 @@ mod tests {
     }
 
     #[test]
+    fn offsets_of_a_time_namespace() {
+        let text = |s: &str| format!("monotonic           5         0\nboottime   {s}         0\n");
+        assert_eq!(timens_boottime_s(text("86400").as_bytes()), Some(86_400));
+        assert_eq!(timens_boottime_s(text("-17").as_bytes()), Some(-17));
+        assert_eq!(timens_boottime_s(b"monotonic 1 0\n"), None);
+    }
+
+    #[test]
     fn names_of_huge_page_sizes() {
         let names = [64 << 10, 2 << 20, 512 << 20, 1 << 30].map(page_size_name);
         assert_eq!(names, ["64KB", "2MB", "512MB", "1GB"]);
@@ -360,7 +379,7 @@ mod tests {
             let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text), cpuacct_usage_percpu(&text));
             let _ = (io_stat(&text), blkio(&text).count(), pid_stat(&text), flat_keyed(&text).count());
             let _ = (status_numbers(&text, b"NSpid"), status_set(&text, b"CapEff"));
-            let _ = (device(&text), numa_stat(&text));
+            let _ = (device(&text), numa_stat(&text), timens_boottime_s(&text));
         }
     }
 }

@@ -73,7 +73,7 @@ impl Compared {
 
 fn container(pid: u32, cgroups: &CgroupPaths, started_ns: u64) -> Container {
     let (cgroups, history) = (cgroups.clone(), Arc::<History>::default());
-    Container { init: pid, started_ns, pid_depth: 0, cgroups, history }
+    Container { init: pid, started_ns, pid_depth: 0, cgroups, history, at_hand: Arc::default() }
 }
 
 #[test]
@@ -83,7 +83,9 @@ fn maps_and_files_say_the_same() -> Result<()> {
     let host = Arc::new(Host::open()?);
     let hierarchies = Hierarchies::open(&fs::read("/proc/self/mountinfo")?)?;
     let files = Arc::new(CgroupFiles::new(hierarchies, Arc::clone(&host)));
-    let maps = BpfMaps::new(Arc::clone(accounting()), Arc::clone(&files), Arc::clone(&host));
+    let accounting = Arc::clone(accounting());
+    let since_ns = host.boottime_ns();
+    let maps = BpfMaps::new(accounting, Arc::clone(&files), Arc::clone(&host), since_ns);
     let cgroup = Cgroup::new("parity")?;
     let mut burdens = [("nice", 2), ("vfork", 1), ("storm", 1)]
         .map(|(kind, number)| Burden::start(kind, number, &cgroup));
