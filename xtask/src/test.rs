@@ -155,6 +155,9 @@ pub(crate) struct SoakArgs {
     /// Containers made and destroyed
     #[arg(long, default_value_t = 10_000)]
     containers: u32,
+    /// Daemons killed, ended and upgraded
+    #[arg(long, default_value_t = 100)]
+    restarts: u32,
 }
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
@@ -164,6 +167,10 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
     let storms = [
         ("fs", "reads_of_any_shape_never_fail"),
         ("daemon", "memory_is_flat_over_many_containers"),
+        ("restart", "counting_goes_on_through_kills"),
+        ("restart", "nobody_notices_an_end_of_the_daemon"),
+        ("restart", "nobody_notices_an_upgrade"),
+        ("restart", "a_stopped_daemon_is_waited_for"),
     ];
     for (suite, test) in storms {
         println!("> {test}: {} reads of each file, {} containers", args.reads, args.containers);
@@ -173,6 +180,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
             .current_dir(crate::root())
             .env("LXCFS_TEST_READS", args.reads.to_string())
             .env("LXCFS_TEST_CONTAINERS", args.containers.to_string())
+            .env("LXCFS_TEST_RESTARTS", args.restarts.to_string())
             .status()
             .context("run cargo")?;
         ensure!(status.success(), "{test} failed");

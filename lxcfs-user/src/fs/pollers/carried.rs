@@ -63,6 +63,8 @@ impl Shared {
 mod tests {
     use std::sync::Arc;
 
+    use fuser::PollEvents;
+
     use super::super::tests::{descriptor, pollers, set, wish};
     use super::super::{NO_TRIGGER, READY};
     use super::*;
@@ -86,7 +88,7 @@ mod tests {
         });
         assert_eq!(told, [77]);
         assert_eq!(next.list(), [Set { handle: 1, wish: wish("/a", 1), poll_handle: Some(77) }]);
-        assert_eq!(next.poll(FileHandle(1), None), READY);
+        assert!(!next.poll(FileHandle(1), None).contains(PollEvents::POLLERR));
         assert_eq!(next.poll(FileHandle(2), None), READY | NO_TRIGGER);
         next.close(FileHandle(1));
         next.close(FileHandle(2));
