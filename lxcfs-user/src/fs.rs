@@ -82,7 +82,7 @@ impl LxcFs {
         let triggers_take_privilege = trigger::takes_privilege(&host);
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
         let most = usize::try_from(descriptors / 8).unwrap_or(usize::MAX);
-        let pollers = Arc::new(Pollers::new(most)?);
+        let pollers = Arc::new(Pollers::new(most, handles.journal())?);
         Ok(Self {
             road,
             host,

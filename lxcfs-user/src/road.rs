@@ -16,7 +16,7 @@ use crate::caller::{Caller, Callers};
 use crate::error::{Errno, Error, Result};
 use crate::files::{self, Policy, Reader, View};
 use crate::keep::memory::Memory;
-use crate::model::container::Container;
+use crate::model::container::{CgroupPaths, Container};
 use crate::model::file::{File, Resource};
 use crate::model::topology::{Place, Shown, Tree};
 use crate::source::trigger::PressureFile;
@@ -27,7 +27,7 @@ use crate::survey::{self, Survey};
 const TREES: &str = "sys/devices/system";
 
 /// Whose a trigger is. The default is the host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Owner {
     /// The container's cgroup in the v2 hierarchy.
     pub cgroup: Option<String>,
@@ -136,6 +136,26 @@ impl Road {
     pub fn shown(&self, tree: Tree, tid: u32) -> Result<Shown> {
         let made = self.made(tid, TREES, |view| files::shown(tree, view))?;
         Ok(made.unwrap_or_default())
+    }
+
+    /// The pressure file of an owner that is known already.
+    ///
+    /// # Errors
+    /// It cannot be opened, or its cgroup is gone.
+    pub fn pressure_file_of(&self, resource: Resource, owner: &Owner) -> Result<PressureFile> {
+        let Some(cgroup) = &owner.cgroup else { return self.machine.pressure_file(resource) };
+        let cgroups = CgroupPaths::parse(format!("0::{cgroup}\n").as_bytes());
+        let history = Arc::default();
+        let container = Container {
+            init: 0,
+            started_ns: 0,
+            pid_depth: 0,
+            cgroups,
+            history,
+            at_hand: Arc::default(),
+        };
+        let file = self.source.pressure_file(&container, resource)?;
+        file.ok_or_else(|| Error::io("open the pressure file of", cgroup, Errno::NOENT))
     }
 
     /// The pressure file whose page the thread `tid` reads, open for a trigger, and whose it is.

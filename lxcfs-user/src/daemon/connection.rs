@@ -25,6 +25,9 @@ const SMALLEST_BUFFER: usize = 8_192;
 /// the granularity of times, the pages of a request, and more flags.
 const AGREED: [std::ops::Range<usize>; 2] = [28..32, 36..52];
 
+/// `FUSE_NOTIFY_POLL`.
+const NOTIFY_POLL: i32 = 1;
+
 /// `FUSE_NOTIFY_RESEND` (6.9): requests that were read and not answered are read again.
 const NOTIFY_RESEND: i32 = 7;
 
@@ -105,6 +108,18 @@ pub(super) fn ask_again(device: &OwnedFd, journal: &Journal) {
     let count = answered.count();
     if count > 0 {
         tracing::info!("{count} requests of the daemon before were answered with EINTR");
+    }
+}
+
+/// Has those who wait for an event of an open file ask again, by their numbers.
+pub(super) fn wake(device: &OwnedFd, waiting: &[u64]) {
+    for number in waiting {
+        let mut message = [0; 24];
+        message[..16].copy_from_slice(&header(NOTIFY_POLL, 0));
+        message[..4].copy_from_slice(&24_u32.to_ne_bytes());
+        message[16..].copy_from_slice(&number.to_ne_bytes());
+        // Whoever has gone is not told.
+        let _ = rustix::io::write(device, &message);
     }
 }
 

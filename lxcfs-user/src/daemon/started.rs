@@ -93,6 +93,7 @@ impl Parts {
     fn again(&self, arguments: &Serve, device: &OwnedFd, goes_on: bool) -> Result<Session<LxcFs>> {
         let mounted = connection::at_epoch_ns(self.journal.described().mounted_ns);
         let filesystem = self.rooms.filesystem(mounted, &self.handles, &self.workers)?;
+        let pollers = filesystem.pollers();
         let session = connection::reopen(filesystem, device, &self.journal, config(arguments))?;
         if upgrade::is_successor() {
             upgrade::self_test(&self.rooms)?;
@@ -102,7 +103,12 @@ impl Parts {
         }
         self.memory.take_over(goes_on);
         self.handles.take_over();
+        let waiting = pollers.take_over(|wish| {
+            let file = self.rooms.road.pressure_file_of(wish.resource, &wish.owner)?;
+            file.set(wish.trigger)
+        });
         connection::ask_again(device, &self.journal);
+        connection::wake(device, &waiting);
         Ok(session)
     }
 

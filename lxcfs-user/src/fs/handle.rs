@@ -57,6 +57,11 @@ impl Handles {
         self.lock().extend(kept);
     }
 
+    /// The journal of the mount.
+    pub(super) fn journal(&self) -> Arc<Journal> {
+        Arc::clone(&self.journal)
+    }
+
     pub(super) fn open(&self) -> FileHandle {
         FileHandle(self.journal.next_handle())
     }

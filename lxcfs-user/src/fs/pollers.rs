@@ -6,6 +6,11 @@
 //! The first triggers of a container are the kernel's, one for each file. Further ones share those, where they ask for
 //! the same: the kernel has whoever closes a trigger wait for a hundredth of a second, one after the other, so
 //! that ten thousand of them would keep the daemon from ending for minutes.
+//!
+//! Each is in the journal with the number the kernel knows its pollers by: the next daemon sets it again, and has whoever
+//! waits look once more.
+
+mod carried;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -16,7 +21,10 @@ use fuser::{FileHandle, PollEvents, PollNotifier};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Errno, Error, Result};
+use crate::keep::journal::{Journal, Record};
 use crate::model::file::Resource;
 use crate::model::trigger::Trigger;
 use crate::road::Owner;
@@ -34,7 +42,7 @@ const NO_TRIGGER: PollEvents = PollEvents::POLLERR.union(PollEvents::POLLPRI);
 const MOST_OF_ONE: usize = 64;
 
 /// A trigger that was set: all that is needed to set it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Set {
     /// The open file it was set through.
     pub handle: u64,
@@ -45,7 +53,7 @@ pub struct Set {
 }
 
 /// What a trigger is for. Files that wish for the same may share one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wish {
     /// Whose pressure file.
     pub owner: Owner,
@@ -68,6 +76,7 @@ struct Shared {
     is_waiting: AtomicBool,
     /// Triggers of the kernel's at most, of all containers together.
     most: usize,
+    journal: Arc<Journal>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +102,7 @@ struct Open {
     /// There was an event, and nobody has polled since.
     has_event: bool,
     waiter: Option<PollNotifier>,
+    record: Option<Record>,
 }
 
 /// A trigger of the kernel's.
@@ -104,15 +114,15 @@ struct Watch {
 }
 
 impl Pollers {
-    /// At most `most` triggers of the kernel's.
+    /// At most `most` triggers of the kernel's, written to `journal`.
     ///
     /// # Errors
     /// Out of descriptors.
-    pub(super) fn new(most: usize) -> Result<Self> {
+    pub(super) fn new(most: usize, journal: Arc<Journal>) -> Result<Self> {
         let queue = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|errno| Error::io("create", "an epoll instance", errno))?;
         let (known, is_waiting) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Shared { known, queue, is_waiting, most })))
+        Ok(Self(Arc::new(Shared { known, queue, is_waiting, most, journal })))
     }
 
     /// A pressure file was opened for writing, by somebody who has `CAP_SYS_RESOURCE` or not.
@@ -123,8 +133,11 @@ impl Pollers {
     /// The file was closed, and its trigger with it.
     pub(super) fn close(&self, handle: FileHandle) {
         let mut known = self.0.lock();
-        let set = known.files.remove(&handle.0).and_then(|open| open.set);
-        let Some((_, Some(number))) = set else { return };
+        let Some(open) = known.files.remove(&handle.0) else { return };
+        if let Some(record) = open.record {
+            self.0.journal.remove(record);
+        }
+        let Some((_, Some(number))) = open.set else { return };
         let Some(watch) = known.watches.get_mut(&number) else { return };
         watch.files.remove(&handle.0);
         if watch.files.is_empty() {
@@ -158,11 +171,17 @@ impl Pollers {
         else {
             return READY | NO_TRIGGER;
         };
-        if let Some(waiter) = waiter {
-            set.poll_handle = Some(waiter.handle().0);
-            *known_waiter = Some(waiter);
+        let number = waiter.as_ref().map(|waiter| waiter.handle().0);
+        let is_new = number.is_some() && set.poll_handle != number;
+        if waiter.is_some() {
+            set.poll_handle = number;
+            *known_waiter = waiter;
         }
-        if std::mem::take(has_event) { READY | PollEvents::POLLPRI } else { READY }
+        let events = if std::mem::take(has_event) { READY | PollEvents::POLLPRI } else { READY };
+        if is_new {
+            self.0.write_down(&mut known, handle.0);
+        }
+        events
     }
 
     /// The triggers that are set now.
@@ -206,6 +225,7 @@ impl Claim<'_> {
                 .ok_or_else(|| Error::io("set another trigger in", "a container", Errno::NOSPC))?;
             watch.files.insert(self.handle);
             known.keep(self.handle, wish, number);
+            shared.write_down(&mut known, self.handle);
             return Ok(());
         }
         let owner = wish.owner.clone();
@@ -226,6 +246,7 @@ impl Claim<'_> {
         let files = HashSet::from([self.handle]);
         known.watches.insert(number, Watch { wish: wish.clone(), descriptor, files });
         known.keep(self.handle, wish, number);
+        shared.write_down(&mut known, self.handle);
         Ok(())
     }
 }
@@ -355,11 +376,15 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::trigger::Stall;
 
-    fn wish(cgroup: &str, threshold_us: u32) -> Wish {
+    pub(super) fn pollers(most: usize) -> Pollers {
+        Pollers::new(most, Arc::new(crate::keep::journal::tests::journal())).unwrap()
+    }
+
+    pub(super) fn wish(cgroup: &str, threshold_us: u32) -> Wish {
         Wish {
             owner: Owner { cgroup: Some(cgroup.to_owned()) },
             resource: Resource::Cpu,
@@ -368,11 +393,11 @@ mod tests {
     }
 
     /// Something that can be polled.
-    fn descriptor() -> Result<OwnedFd> {
+    pub(super) fn descriptor() -> Result<OwnedFd> {
         Ok(rustix::pipe::pipe().unwrap().0)
     }
 
-    fn set(pollers: &Pollers, handle: u64, wish: &Wish) -> Result<(), Errno> {
+    pub(super) fn set(pollers: &Pollers, handle: u64, wish: &Wish) -> Result<(), Errno> {
         let handle = FileHandle(handle);
         let claim = pollers.claim(handle)?;
         claim.fulfil(wish.clone(), descriptor).map_err(|error| error.errno)
@@ -380,7 +405,7 @@ mod tests {
 
     #[test]
     fn one_trigger_for_a_file_and_for_its_opener() {
-        let pollers = Pollers::new(10).unwrap();
+        let pollers = pollers(10);
         let handle = FileHandle(1);
         pollers.open(handle, false);
         assert_eq!(pollers.poll(handle, None), READY | NO_TRIGGER);
@@ -400,7 +425,7 @@ mod tests {
 
     #[test]
     fn an_event_is_for_each_file_once() {
-        let pollers = Pollers::new(2).unwrap();
+        let pollers = pollers(2);
         for handle in 1..=3 {
             set(&pollers, handle, &wish("/a", 1)).unwrap();
         }
@@ -423,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_container_has_no_more_than_its_share_until_some_are_closed() {
-        let pollers = Pollers::new(2 * MOST_OF_ONE).unwrap();
+        let pollers = pollers(2 * MOST_OF_ONE);
         let most = u64::try_from(MOST_OF_ONE).unwrap();
         let of = |handle: u64| wish("/a", u32::try_from(handle + 1).unwrap());
         for handle in 0..most {

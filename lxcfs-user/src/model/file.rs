@@ -89,7 +89,7 @@ impl std::str::FromStr for File {
 }
 
 /// What tasks can stall on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Resource {
     /// Waiting for a CPU.
     Cpu,

@@ -9,7 +9,7 @@ const LONGEST_WINDOW_US: u32 = 10_000_000;
 const PERIOD_US: u32 = 2_000_000;
 
 /// Which stalls count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Stall {
     /// At least one task waits.
     Some,
@@ -18,7 +18,7 @@ pub enum Stall {
 }
 
 /// Asks for an event whenever tasks have stalled for `threshold_us` within `window_us`, once per window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Trigger {
     /// Which stalls count.
     pub stall: Stall,

@@ -1,5 +1,5 @@
 //! Reads files until its standard input ends: `witness HOW:FILE...`. Then prints for each how many readings there were,
-//! how many failed or were wrong, and how long the longest took, and fails if any was.
+//! how many failed or were wrong, and which took long (`when/how long`, milliseconds), and fails if any was wrong.
 //!
 //! * `path` opens, reads and closes; `held` reads a file that stays open; `pieces` reads a few bytes at a time, and holds
 //!   the pieces against the rest of the same page.
@@ -11,12 +11,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
 /// Between two readings: readers are not to be a load.
 const PAUSE: Duration = Duration::from_millis(3);
+
+/// What is worth a line.
+const LONG: Duration = Duration::from_millis(5);
 
 /// More than any page.
 const LARGEST: usize = 1 << 20;
@@ -25,7 +28,8 @@ const LARGEST: usize = 1 << 20;
 struct Seen {
     readings: u64,
     failed: u64,
-    longest: Duration,
+    /// When, since 1970, and how long.
+    long: Vec<(u128, u128)>,
     first: Option<String>,
 }
 
@@ -52,9 +56,10 @@ fn main() -> Result<()> {
     })?;
     let mut failed = 0;
     for (argument, seen) in results {
-        let Seen { readings, longest, first, .. } = &seen;
+        let Seen { readings, long, first, failed: wrong } = &seen;
         let first = first.as_deref().unwrap_or("-");
-        let line = format!("{argument} {readings} {} {} {first}", seen.failed, longest.as_micros());
+        let long: Vec<_> = long.iter().map(|(when, took)| format!("{when}/{took}")).collect();
+        let line = format!("{argument} {readings} {wrong} {}, {first}", long.join(","));
         writeln!(std::io::stdout(), "{line}")?;
         failed += seen.failed;
     }
@@ -80,7 +85,10 @@ fn witness(argument: &str, ended: &AtomicBool) -> Result<Seen> {
         };
         // Of many pieces, the one that took longest counts.
         let took = if longest.is_zero() { began.elapsed() } else { longest };
-        seen.longest = seen.longest.max(took);
+        if took > LONG {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+            seen.long.push((now.as_millis(), took.as_millis()));
+        }
         seen.readings += 1;
         if let Err(error) = read {
             seen.failed += 1;

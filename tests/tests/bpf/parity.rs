@@ -83,9 +83,9 @@ fn maps_and_files_say_the_same() -> Result<()> {
     let host = Arc::new(Host::open()?);
     let hierarchies = Hierarchies::open(&fs::read("/proc/self/mountinfo")?)?;
     let files = Arc::new(CgroupFiles::new(hierarchies, Arc::clone(&host)));
-    let accounting = Arc::clone(accounting());
+    let programs = Arc::clone(accounting());
     let since_ns = host.boottime_ns();
-    let maps = BpfMaps::new(accounting, Arc::clone(&files), Arc::clone(&host), since_ns);
+    let maps = BpfMaps::new(programs, Arc::clone(&files), Arc::clone(&host), since_ns);
     let cgroup = Cgroup::new("parity")?;
     let mut burdens = [("nice", 2), ("vfork", 1), ("storm", 1)]
         .map(|(kind, number)| Burden::start(kind, number, &cgroup));

@@ -31,6 +31,9 @@ pub(crate) struct SoakArgs {
     /// Samples of the load, one in 5 s, at leaves of each depth
     #[arg(long, default_value_t = 60)]
     ticks: u64,
+    /// Daemons killed, ended and upgraded
+    #[arg(long, default_value_t = 100)]
+    restarts: u64,
     /// Seconds of steady load in guests
     #[arg(long, default_value_t = 300)]
     steady: u64,
@@ -51,6 +54,8 @@ enum Part {
     Idle,
     /// The load averages against their closed form
     Ticks,
+    /// Daemons that are killed, end and are upgraded under readers
+    Restarts,
     /// In guests: all cgroups together are the kernel's own load
     Steady,
 }
@@ -87,6 +92,8 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
             "idle_containers",
             &[("LXCFS_TEST_IDLE_CONTAINERS", args.idle), ("LXCFS_TEST_IDLE_SECONDS", 60)],
         ),
+        // The whole suite.
+        Part::Restarts => ("restart", "", &[("LXCFS_TEST_RESTARTS", args.restarts)]),
         Part::Ticks | Part::Steady => {
             ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])
         }

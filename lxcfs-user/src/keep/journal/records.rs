@@ -28,6 +28,8 @@ pub enum Kind {
     Handle = 1,
     /// A container, by its init and when that started.
     Container = 2,
+    /// A trigger, by the handle it was set through.
+    Trigger = 3,
 }
 
 /// What is kept under a key.
