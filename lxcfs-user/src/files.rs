@@ -3,6 +3,8 @@
 mod cpu_online;
 mod cpuinfo;
 mod diskstats;
+#[cfg(test)]
+mod faults;
 mod hugepages;
 mod loadavg;
 mod meminfo;
@@ -157,107 +159,4 @@ fn required<T>(group: Option<T>, what: &'static str) -> Result<T> {
         let cause = "the container has no cgroup of its own that counts this";
         Error::because("find", what, Errno::NODATA, cause)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use super::testing::Case;
-    use super::*;
-    use crate::source::fake::{FakeMachine, FakeSource};
-    use crate::source::{Cpu, Load, Memory, Swap};
-
-    /// Notes which files are read.
-    #[derive(Debug)]
-    struct Noting<'a>(&'a FakeMachine, Mutex<Vec<File>>);
-
-    impl Machine for Noting<'_> {
-        fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
-            self.1.lock().unwrap().push(file);
-            self.0.read(file, text)
-        }
-
-        fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
-            self.1.lock().unwrap().push(File::Cpuinfo);
-            self.0.read_cpuinfo(is_32bit, text)
-        }
-
-        fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
-            self.0.read_sys(path, text)
-        }
-
-        fn boottime_ns(&self) -> u64 {
-            self.0.boottime_ns()
-        }
-
-        fn ticks_per_second(&self) -> u64 {
-            self.0.ticks_per_second()
-        }
-
-        fn page_bytes(&self) -> u64 {
-            self.0.page_bytes()
-        }
-
-        fn pressure_file(&self, resource: Resource) -> Result<PressureFile> {
-            self.0.pressure_file(resource)
-        }
-    }
-
-    /// A container that may use all of `count` CPUs, and has used none of them.
-    fn case(count: usize) -> Case {
-        let source = FakeSource {
-            cpu: Some(Cpu::default()),
-            memory: Some(Memory::default()),
-            swap: Some(Swap::default()),
-            io: Some(Vec::new()),
-            load: Some(Load::default()),
-            pressure: Some(String::new()),
-            ..FakeSource::default()
-        };
-        let stanza = |cpu| format!("processor\t: {cpu}\nmodel name\t: {}\n\n", "x".repeat(200));
-        let cpuinfo: String = (0..count).map(stanza).collect();
-        let rows: String =
-            (0..count).map(|cpu| format!("cpu{cpu} 1 2 3 4 5 6 7 8 9 10\n")).collect();
-        let stat =
-            format!("cpu  1 2 3 4 5 6 7 8 9 10\n{rows}intr 1{}\nctxt 1\n", " 0".repeat(9_000));
-        let files = [
-            (File::CpuOnline, &*format!("0-{}\n", count - 1)),
-            (File::Cpuinfo, &*cpuinfo),
-            (File::Stat, &*stat),
-            (File::Meminfo, "MemTotal: 8 kB\nMemFree: 8 kB\nMemAvailable: 8 kB\nSwapTotal: 8 kB\n"),
-            (File::Diskstats, ""),
-            (File::Slabinfo, "slabinfo - version: 2.1\n# name\n"),
-        ];
-        Case::new(source, &files)
-    }
-
-    /// LXCFS reads the host's file three or four times for one page.
-    #[test]
-    fn w09_no_file_of_the_host_is_read_twice_for_a_page() {
-        let case = case(2);
-        for file in File::ALL {
-            let machine = Noting(&case.machine, Mutex::default());
-            let view = View { machine: &machine, ..case.view() };
-            page(file, &view, &mut Vec::new()).unwrap();
-            let read = machine.1.into_inner().unwrap();
-            for known in File::ALL {
-                let times = read.iter().filter(|&&one| one == known).count();
-                assert!(times <= 1, "{file:?}: {known:?} was read {times} times");
-            }
-        }
-    }
-
-    /// No buffer has a size that a machine of many CPUs outgrows.
-    #[test]
-    fn ask_442_443_444_284_608_a_thousand_cpus_fit_on_a_page() {
-        let case = case(1_024);
-        let stat = case.page(File::Stat).unwrap();
-        assert_eq!(stat.lines().filter(|line| line.starts_with("cpu")).count(), 1_025);
-        assert!(stat.contains("\nctxt "), "what is behind the CPUs is there");
-        let cpuinfo = case.page(File::Cpuinfo).unwrap();
-        assert_eq!(cpuinfo.matches("processor\t: ").count(), 1_024);
-        assert!(cpuinfo.len() > 200 << 10);
-        assert_eq!(case.page(File::CpuOnline).unwrap(), "0-1023\n");
-    }
 }

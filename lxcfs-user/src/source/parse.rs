@@ -354,13 +354,75 @@ mod tests {
         assert_eq!(status_set(text, b"CapAmb"), None);
     }
 
+    /// Words of the kernel's files, right and odd ones.
+    const WORDS: [&[u8]; 27] = [
+        b"8:0",
+        b"8:-1",
+        b"4294967296:0",
+        b":",
+        b"(unknown)",
+        b"rbytes=1",
+        b"rbytes=",
+        b"wios=-1",
+        b"=",
+        b"Read",
+        b"Total",
+        b"0",
+        b"-1",
+        b"18446744073709551616",
+        b"99999999999999999999",
+        b"max",
+        b"cpu",
+        b"user_usec",
+        b"system_usec",
+        b"N0=1",
+        b"N4294967296=1",
+        b"NSpid:",
+        b"\xff\xfe",
+        b"(a b) R",
+        b"some",
+        b"avg10=99999999999999999999.99",
+        b"99999999999999999999.99",
+    ];
+
+    fn parse_all(text: &[u8]) {
+        let _ = (
+            limit(text),
+            single(text),
+            cpu_max(text),
+            cpu_stat(text),
+            cpuacct_usage_all(text),
+            cpuacct_usage_percpu(text),
+        );
+        let _ = (io_stat(text), blkio(text).count(), pid_stat(text), flat_keyed(text).count());
+        let _ = (status_numbers(text, b"NSpid"), status_set(text, b"CapEff"));
+        let _ = (device(text), numa_stat(text), keyed(text, b"8:0"));
+        let _ = (hundredths(text), loadavg(text), pressure_some_avg10(text));
+    }
+
     proptest! {
         #[test]
         fn nothing_panics_on_garbage(text in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = (limit(&text), single(&text), cpu_max(&text), cpu_stat(&text), cpuacct_usage_all(&text), cpuacct_usage_percpu(&text));
-            let _ = (io_stat(&text), blkio(&text).count(), pid_stat(&text), flat_keyed(&text).count());
-            let _ = (status_numbers(&text, b"NSpid"), status_set(&text, b"CapEff"));
-            let _ = (device(&text), numa_stat(&text));
+            parse_all(&text);
+        }
+
+        #[test]
+        fn nothing_panics_on_odd_words(
+            words in proptest::collection::vec((proptest::sample::select(&WORDS[..]), any::<bool>()), 0..60),
+        ) {
+            let mut text = Vec::new();
+            for (word, ends_line) in words {
+                text.extend_from_slice(word);
+                text.push(if ends_line { b'\n' } else { b' ' });
+            }
+            parse_all(&text);
+        }
+    }
+
+    #[test]
+    fn a_line_of_a_mebibyte_is_read() {
+        for text in [vec![b'7'; 1 << 20], b"8:0 rbytes=1 ".repeat(80_000), b"(".repeat(1 << 20)] {
+            parse_all(&text);
         }
     }
 }
