@@ -19,8 +19,9 @@ impl Machine for Noting<'_> {
         self.0.read(file, text)
     }
 
-    fn read_cpuinfo(&self, _: bool, text: &mut Vec<u8>) -> Result<()> {
-        self.read(File::Cpuinfo, text)
+    fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
+        self.1.lock().unwrap().push(File::Cpuinfo);
+        self.0.read_cpuinfo(is_32bit, text)
     }
 
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
@@ -176,8 +177,11 @@ impl Machine for Spoilt<'_> {
         Ok(())
     }
 
-    fn read_cpuinfo(&self, _: bool, text: &mut Vec<u8>) -> Result<()> {
-        self.read(File::Cpuinfo, text)
+    fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
+        let mut whole = Vec::new();
+        self.0.read_cpuinfo(is_32bit, &mut whole)?;
+        text.extend(self.1.spoil(&whole));
+        Ok(())
     }
 
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
