@@ -12,7 +12,8 @@ use crate::model::topology::Tree;
 /// A node number with this bit is a node of the host's `/sys`; [`sysfs`] makes the other bits.
 const SYSFS: u64 = 1 << 62;
 
-/// The numbers of the files we make start here, in the order of [`File::ALL`].
+/// The numbers of the files we make start here, in the order of [`File::ALL`]. The next version has to know them: what is new
+/// is added at the end.
 const FIRST_FILE: u64 = 16;
 
 /// One node.
