@@ -68,6 +68,7 @@ fn machine() -> FakeMachine {
         (File::Cpuinfo, include_str!("../testdata/host/cpuinfo_x86_64")),
         (File::Diskstats, include_str!("../testdata/host/diskstats")),
         (File::Meminfo, include_str!("../testdata/host/meminfo")),
+        (File::Swaps, "Filename\nsda2 partition 4194300 0 -2\n"),
         (File::Stat, include_str!("../testdata/host/stat")),
         (File::Slabinfo, "slabinfo - version: 2.1\n# name <active_objs>\nkmalloc 0 0\n"),
     ];
