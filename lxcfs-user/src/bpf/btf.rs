@@ -8,6 +8,8 @@ use std::ops::Range;
 const MAGIC: u16 = 0xeb9f;
 /// Chains of typedefs and qualifiers, and nesting of anonymous structures, end here.
 const MAX_NESTING: u32 = 32;
+/// Where type 0, `void`, has its description: nowhere.
+const VOID: usize = usize::MAX;
 
 /// What cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,7 +92,7 @@ impl<'a> Btf<'a> {
         let header = index(u32_at(bytes, 4)?)?;
         let types = part(bytes, header, 8)?;
         let strings = part(bytes, header, 16)?;
-        let mut btf = Self { bytes, strings, types: vec![usize::MAX] };
+        let mut btf = Self { bytes, strings, types: vec![VOID] };
         let mut at = types.start;
         while at < types.end {
             let id = u32::try_from(btf.types.len()).map_err(|_| Malformed::Short)?;
@@ -120,7 +122,7 @@ impl<'a> Btf<'a> {
 
     fn get(&self, id: u32) -> Option<Type> {
         let at = *self.types.get(usize::try_from(id).ok()?)?;
-        read_type(self.bytes, at).ok()
+        (at != VOID).then(|| read_type(self.bytes, at).ok())?
     }
 
     fn name(&self, offset: u32) -> &'a [u8] {
@@ -387,6 +389,15 @@ mod tests {
         for length in 0..whole.len() {
             assert!(Btf::parse(&whole[..length]).is_err(), "{length} bytes");
         }
+    }
+
+    #[test]
+    fn void_has_no_description() {
+        let mut b = Builder::default();
+        let anything = b.string("anything");
+        b.push("task", kind::STRUCT << 24 | 1, 4, &[anything, 0, 0]);
+        let bytes = b.bytes();
+        assert_eq!(Btf::parse(&bytes).unwrap().member("task", "anything"), None);
     }
 
     proptest! {
