@@ -220,7 +220,9 @@ impl Daemon {
         kill(Pid::from_raw(server.try_into()?), Signal::SIGKILL).context("kill lxcfs")?;
         self.signal(Signal::SIGKILL)?;
         let status = self.wait()?;
-        let ended = || !Path::new(&format!("/proc/{server}/fd/0")).exists();
+        // A process lets go of its files before it is a zombie, or gone.
+        let stat = format!("/proc/{server}/stat");
+        let ended = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z"));
         crate::wait_for("the daemon to end", ended);
         Ok(status)
     }

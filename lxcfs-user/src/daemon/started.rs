@@ -255,6 +255,8 @@ fn tell_gap(journal: &Journal) {
 fn prepare_events() -> Result<(Runtime, Signals)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // What answers on the control socket goes when it has: an idle daemon has nobody who wakes up to leave.
+        .thread_keep_alive(Duration::from_millis(10))
         .build()
         .map_err(|error| Error::std("start", "the event loop", &error))?;
     let signals = runtime.block_on(async { Signals::new() })?;

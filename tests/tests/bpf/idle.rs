@@ -46,6 +46,8 @@ fn idle_containers_decay_and_wake_nobody() -> Result<()> {
     let window = Duration::from_secs(setting("LXCFS_TEST_IDLE_SECONDS", 11));
     let _turn = turn();
     let daemon = Daemon::with(&["--accounting", "auto"])?;
+    // It is asked for this, and wakes up to answer.
+    let server = daemon.server();
     let mut containers = Vec::new();
     for _ in 0..count {
         let cgroup = Cgroup::new("idle")?;
@@ -64,9 +66,9 @@ fn idle_containers_decay_and_wake_nobody() -> Result<()> {
     let before = before?;
     ensure!(before[0] >= 0.1, "two tasks at one sample at least: {before:?}");
     thread::sleep(Duration::from_secs(1));
-    let (told, awake) = (notices(), switches(daemon.server())?);
+    let (told, awake) = (notices(), switches(server)?);
     thread::sleep(window);
-    let (awake, told) = (switches(daemon.server())? - awake, notices() - told);
+    let (awake, told) = (switches(server)? - awake, notices() - told);
     // Others' groups may be removed meanwhile: each wakes one thread, which looks a few times.
     ensure!(awake <= 6 * told, "{awake} wake-ups of the daemon, {told} notices");
     let (end, after) = at_tick(|| averages(&mut containers[0].0));
