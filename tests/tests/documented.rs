@@ -1,11 +1,12 @@
 //! FILES.md says what every line is: each line a container is served has its row there, and none of a row that says absent.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use lxcfs_tests::cgroup::{Cgroup, is_pure_v2};
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
+
+/// In the binary, for it also runs where the checkout is not.
+const DOCUMENT: &str = include_str!("../../FILES.md");
 
 /// A row: the names in its first cell, and whether the others say that the line is left out.
 #[derive(Debug)]
@@ -69,16 +70,15 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// The one place where the document and the container meet.
 struct Check {
-    document: String,
+    document: &'static str,
     layout: &'static str,
     container: Running,
 }
 
 impl Check {
     fn new(daemon: &Daemon, cgroup: &Cgroup) -> Result<Self> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../FILES.md");
         Ok(Self {
-            document: std::fs::read_to_string(path)?,
+            document: DOCUMENT,
             layout: if is_pure_v2()? { "v2" } else { "v1" },
             container: Container::new(cgroup).files(&daemon.mount_point()).shell()?,
         })
@@ -86,7 +86,7 @@ impl Check {
 
     /// Each of `names`, at least `least`, has a row in the section of `path`.
     fn names(&self, path: &str, least: usize, names: &[String]) -> Result<()> {
-        let rows = rows(&self.document, path, self.layout)?;
+        let rows = rows(self.document, path, self.layout)?;
         ensure!(names.len() >= least, "{path} has only {names:?}");
         for name in names {
             let row = rows.iter().find(|row| row.names.iter().any(|known| matches(known, name)));
@@ -106,7 +106,7 @@ impl Check {
         let line = self.container.say(&format!("head -n 1 {path}"))?;
         let parts = line.split(|c: char| c.is_whitespace() || c == '/');
         ensure!(parts.filter(|part| !part.is_empty()).count() == words, "{line}");
-        let rows = rows(&self.document, path, self.layout)?;
+        let rows = rows(self.document, path, self.layout)?;
         for field in fields {
             let is_it = |row: &Row| row.names.join(", ").starts_with(field);
             ensure!(rows.iter().any(is_it), "{path}: FILES.md has no row `{field}`: {rows:#?}");
@@ -129,7 +129,7 @@ fn every_line_of_every_file_has_its_row() -> Result<()> {
     let keys: Vec<_> = keys.iter().map(|key| without_numbers(key)).collect();
     check.names("/proc/stat", 8, &keys)?;
     // All that is not counted is the host's, in one row.
-    let cpuinfo = rows(&check.document, "/proc/cpuinfo", check.layout)?;
+    let cpuinfo = rows(check.document, "/proc/cpuinfo", check.layout)?;
     for name in ["processor", "siblings", "cpu cores", "every other line"] {
         ensure!(cpuinfo.iter().any(|row| row.names.iter().any(|known| known == name)), "{name}");
     }
@@ -140,10 +140,10 @@ fn every_line_of_every_file_has_its_row() -> Result<()> {
     let columns = columns.lines().next().context("no device")?.split_whitespace().count();
     let of = ["device numbers and name", "reads, writes, discards completed", "sectors", "merged"];
     check.fields("/proc/diskstats", columns, &of)?;
-    let header = rows(&check.document, "/proc/slabinfo", check.layout)?;
+    let header = rows(check.document, "/proc/slabinfo", check.layout)?;
     ensure!(header.iter().any(|row| row.names[0] == "version and column names"), "{header:?}");
     for resource in ["cpu", "io", "memory"] {
-        rows(&check.document, &format!("/proc/pressure/{resource}"), check.layout)?;
+        rows(check.document, &format!("/proc/pressure/{resource}"), check.layout)?;
     }
     Ok(())
 }

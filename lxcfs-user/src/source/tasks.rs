@@ -4,6 +4,7 @@
 //! missed periods are made up for; a container that is empty for a moment keeps its history; the newest pid is in the
 //! container's own numbering; and a container in which nothing has run since the last sample costs one read.
 
+use std::cmp::Reverse;
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -143,7 +144,7 @@ fn count(container: &Container, hierarchies: &Hierarchies, host: &Host) -> Resul
     let freezer = v1(&container.cgroups, hierarchies, "freezer");
     let frozen = freezer.is_some_and(|freezer| is_frozen(&freezer));
     let mut tasks = Tasks::default();
-    let mut newest = 0;
+    let mut alive = Vec::with_capacity(tids.len());
     let mut text = Vec::with_capacity(512);
     for tid in tids {
         text.clear();
@@ -155,7 +156,7 @@ fn count(container: &Container, hierarchies: &Hierarchies, host: &Host) -> Resul
             continue;
         };
         tasks.threads += 1;
-        newest = newest.max(tid);
+        alive.push(tid);
         match stat.state {
             b'R' => tasks.running += 1,
             b'D' if !frozen => {
@@ -165,7 +166,7 @@ fn count(container: &Container, hierarchies: &Hierarchies, host: &Host) -> Resul
             _ => {}
         }
     }
-    tasks.last_pid = read_own_pid(host, newest, container.pid_depth).unwrap_or(0);
+    tasks.last_pid = read_newest(host, alive, container.pid_depth);
     Ok(Some(tasks))
 }
 
@@ -184,11 +185,16 @@ pub(super) fn last_pid(container: &Container, hierarchies: &Hierarchies, host: &
         return pid;
     }
     let tids = threads(&container.cgroups, hierarchies).ok().flatten().unwrap_or_default();
-    let newest =
-        tids.into_iter().max().and_then(|tid| read_own_pid(host, tid, container.pid_depth));
-    let pid = newest.unwrap_or(0);
+    let pid = read_newest(host, tids, container.pid_depth);
     *lock(&container.history.last_pid) = Some((now_ns, pid));
     pid
+}
+
+/// The newest thread's pid in the container's own pid namespace; 0 if there is none. Passed over are threads that have ended
+/// since they were listed, and those of a runtime that is in the cgroup but not in the namespace.
+fn read_newest(host: &Host, mut tids: Vec<u32>, depth: usize) -> u32 {
+    tids.sort_unstable_by_key(|&tid| Reverse(tid));
+    tids.into_iter().find_map(|tid| read_own_pid(host, tid, depth)).unwrap_or(0)
 }
 
 /// The pid of thread `tid` in the container's own pid namespace.
