@@ -94,7 +94,7 @@ fn libc_errno(name: &str) -> i32 {
 
 /// What tells about the host's doings, or is there to be written to, is left out.
 fn is_served(name: &str) -> bool {
-    const LEFT_OUT: [&str; 15] = [
+    const LEFT_OUT: [&str; 16] = [
         "compact",
         "cpufreq",
         "cpuidle",
@@ -110,6 +110,7 @@ fn is_served(name: &str) -> bool {
         "power",
         "reclaim",
         "thermal_throttle",
+        "x86",
     ];
     !LEFT_OUT.contains(&name) && name != "vmstat" && !name.starts_with("memory")
 }

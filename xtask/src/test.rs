@@ -17,10 +17,11 @@ use crate::vm;
 pub(crate) use soak::{SoakArgs, soak};
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 20] = [
+const TOOLS: [(&str, &str); 21] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
+    ("find", "findutils"),
     ("free", "procps"),
     ("mpstat", "sysstat"),
     ("script", "bsdutils"),
