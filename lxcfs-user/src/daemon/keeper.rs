@@ -32,9 +32,10 @@ pub(super) const ADOPTED: &str = "LXCFS_ADOPTED";
 /// As many descriptors as we keep.
 const ROOM: usize = 128;
 
-/// How long a daemon may take to serve, and to leave.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// See [`PATIENCE`].
+/// How long a daemon may take to serve: systemd's own limit. Loading the programs takes a moment, and many times that on a machine
+/// that is busy with everything else.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long it may take to leave.
 const LEAVING: Duration = Duration::from_secs(10);
 
 /// The daemon that runs now.
