@@ -124,10 +124,13 @@ fn strain(container: &mut Running, cgroup: &Cgroup, resource: &str, disk: &Disk)
     Ok(())
 }
 
-/// The time between events, on average, microseconds.
+/// The time between events, microseconds: the median, for where a machine stands still for a moment, two events of the kernel's
+/// come together, and who looks later sees one.
 fn period_us(times_us: &[u64]) -> Result<u64> {
     ensure!(times_us.len() >= 4, "only {} events", times_us.len());
-    Ok((times_us[times_us.len() - 1] - times_us[0]) / (times_us.len() as u64 - 1))
+    let mut periods_us: Vec<_> = times_us.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    periods_us.sort_unstable();
+    Ok(periods_us[periods_us.len() / 2])
 }
 
 /// Under real pressure events come when the kernel's come, to each of several triggers of one file, those among them
