@@ -40,7 +40,9 @@ fn compare_with_proc(home: &Cgroup) -> usize {
     for (pid, letter) in &states {
         let pid = Pid::from_raw(i32::try_from(*pid).expect("a pid")).expect("not 0");
         let fd = pidfd_open(pid, PidfdFlags::empty()).expect("the process lives");
-        let task = accounting.task(fd.as_fd()).expect("look it up").expect("it is counted");
+        let task = accounting.task(fd.as_fd()).expect("look it up");
+        let task =
+            task.unwrap_or_else(|| panic!("{pid:?} in {letter}: {:?}", accounting.counters()));
         assert_eq!(task.cgroup_id, own, "{pid:?} in {letter}");
         assert_eq!(task.running, letter == "R", "{pid:?} in {letter}: {task:?}");
         assert_eq!(task.uninterruptible, letter == "D", "{pid:?} in {letter}: {task:?}");
@@ -126,6 +128,8 @@ impl Round {
         settle_moves();
         signal(&self.burdens[1], Signal::SIGSTOP);
         thread::sleep(patience(Duration::from_millis(200)));
+        // As the daemon does when the programs tell it that they missed something.
+        accounting().maintain().expect("maintain");
         self.done.compared = self.homes.iter().map(compare_with_proc).sum();
         self.burdens.clear();
         for home in &self.homes {
