@@ -1,6 +1,7 @@
 //! Who asks: one container, as the sources need to know it.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,8 @@ pub struct AtHand {
     pub counters: Mutex<Option<(u32, u64)>>,
     /// Open files of its cgroups.
     pub files: Mutex<Vec<(KeptKey, Arc<OwnedFd>)>>,
+    /// Whether its tasks were counted in these cgroups: what is remembered may be of those it was in before.
+    pub is_sampled: AtomicBool,
 }
 
 /// A file of a container's cgroup or of one of its ancestors. Its name is borrowed where it is only looked for.

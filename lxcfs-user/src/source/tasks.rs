@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
@@ -27,6 +28,9 @@ const BY_TASKS: [&str; 7] =
 
 /// The load at the last sample, if there was one.
 pub(super) fn last(container: &Container) -> Option<Load> {
+    if !container.at_hand.is_sampled.load(Ordering::Relaxed) {
+        return None;
+    }
     let history = lock(&container.history.load);
     history.as_ref().map(|history| Load {
         average: history.average,
@@ -45,8 +49,9 @@ pub(super) fn sample(
 ) -> Result<Option<Load>> {
     let now_ns = clock_ns(ClockId::Monotonic);
     let before = lock(&container.history.load).clone();
+    let is_sampled = container.at_hand.is_sampled.load(Ordering::Relaxed);
     let tasks = match &before {
-        Some(before) if before.stands_still(used_ns) => before.tasks,
+        Some(before) if is_sampled && before.stands_still(used_ns) => before.tasks,
         _ => match count(container, hierarchies, host)? {
             Some(tasks) => tasks,
             None => return Ok(None),
@@ -58,6 +63,7 @@ pub(super) fn sample(
     };
     let load = Load { average: history.average, tasks, ..Load::default() };
     *lock(&container.history.load) = Some(history);
+    container.at_hand.is_sampled.store(true, Ordering::Relaxed);
     Ok(Some(load))
 }
 
