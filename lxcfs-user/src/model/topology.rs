@@ -44,6 +44,7 @@ impl Tree {
         match self {
             Self::Cpu => &[
                 "enabled",
+                "housekeeping",
                 "isolated",
                 "kernel_max",
                 "modalias",
@@ -208,7 +209,9 @@ impl Place {
             (Tree::Cpu, None, b"online" | b"possible" | b"present" | b"enabled")
             | (Tree::Node, None, b"online" | b"possible") => Content::Shown,
             (Tree::Cpu, None, b"offline") => Content::Nothing,
-            (Tree::Cpu, None, b"isolated" | b"nohz_full") => Content::List(Tree::Cpu),
+            (Tree::Cpu, None, b"housekeeping" | b"isolated" | b"nohz_full") => {
+                Content::List(Tree::Cpu)
+            }
             (Tree::Node, None, name) if name.starts_with(b"has_") => Content::List(Tree::Node),
             (Tree::Node, Some(_), b"cpulist") => Content::List(Tree::Cpu),
             (Tree::Node, Some(_), b"cpumap") => Content::Mask,
