@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
@@ -38,6 +38,7 @@ mod sample;
 pub mod support;
 mod sys;
 
+use crate::model::lock::lock;
 use clock::{Clock, monotonic_ns};
 use kept::Kept;
 pub use kept::object_hash;
@@ -354,7 +355,7 @@ impl Accounting {
 
     fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
         // Nothing in it is left half done by a panic: the maps are the state.
-        self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.upkeep)
     }
 
     /// Anomalies and rare events.

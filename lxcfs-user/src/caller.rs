@@ -178,14 +178,7 @@ impl Callers {
         let lookup = Lookup(&self.host);
         let started_ns = self.ticks_to_ns(lookup.stat(us)?.start_ticks);
         let cgroups = CgroupPaths::parse(&lookup.read(us, "cgroup")?);
-        Ok(Container {
-            init: us,
-            started_ns,
-            pid_depth: 0,
-            cgroups,
-            history: Arc::default(),
-            at_hand: Arc::default(),
-        })
+        Ok(Container { init: us, started_ns, cgroups, ..Container::default() })
     }
 
     /// A time of procfs.

@@ -21,6 +21,7 @@ pub mod files;
 pub mod fs;
 pub mod keep;
 pub mod model;
+pub mod output;
 pub mod road;
 pub mod source;
 pub mod survey;

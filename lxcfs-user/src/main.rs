@@ -8,9 +8,10 @@ use clap::{CommandFactory, Parser};
 use lxcfs::caller::InitLookup;
 use lxcfs::cli::{Cli, Command, View};
 use lxcfs::daemon::{self, Rooms, control};
-use lxcfs::error::{Errno, Error, Result};
+use lxcfs::error::{Error, Result};
 use lxcfs::files::Policy;
 use lxcfs::model::file::File;
+use lxcfs::output;
 use lxcfs::top;
 use tracing_subscriber::EnvFilter;
 
@@ -78,8 +79,7 @@ fn tell(command: Option<&Command>) -> Result<()> {
 
 fn status(socket: &Path, json: bool) -> Result<()> {
     let request = if json { "status" } else { "status text" };
-    let report = control::ask(socket, request)?;
-    print(&report.ok_or_else(|| not_running(socket))?)
+    print(&control::ask_running(socket, request)?)
 }
 
 /// Has the program at `program` take over. Says nothing if it does.
@@ -90,13 +90,7 @@ fn upgrade(socket: &Path, program: Option<&Path>) -> Result<()> {
         })
         .transpose()?
         .unwrap_or_default();
-    let answer = control::ask(socket, &format!("upgrade {}", program.display()))?;
-    answer.map(|_| ()).ok_or_else(|| not_running(socket))
-}
-
-fn not_running(socket: &Path) -> Error {
-    Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
-        .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")
+    control::ask_running(socket, &format!("upgrade {}", program.display())).map(|_| ())
 }
 
 /// The page from the daemon, or without one, made here.
@@ -112,10 +106,5 @@ fn page(socket: &Path, pid: u32, file: File, view: View) -> Result<Vec<u8>> {
 }
 
 fn print(bytes: &[u8]) -> Result<()> {
-    match std::io::stdout().write_all(bytes) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::std("write", "standard output", &error))
-        }
-        _ => Ok(()),
-    }
+    output::print(bytes).map(|_| ())
 }

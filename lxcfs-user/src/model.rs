@@ -4,6 +4,7 @@ pub mod container;
 pub mod cpus;
 pub mod file;
 pub mod load;
+pub mod lock;
 pub mod monotonic;
 pub mod mounts;
 pub mod topology;

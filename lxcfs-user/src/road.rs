@@ -145,15 +145,7 @@ impl Road {
     pub fn pressure_file_of(&self, resource: Resource, owner: &Owner) -> Result<PressureFile> {
         let Some(cgroup) = &owner.cgroup else { return self.machine.pressure_file(resource) };
         let cgroups = CgroupPaths::parse(format!("0::{cgroup}\n").as_bytes());
-        let history = Arc::default();
-        let container = Container {
-            init: 0,
-            started_ns: 0,
-            pid_depth: 0,
-            cgroups,
-            history,
-            at_hand: Arc::default(),
-        };
+        let container = Container { cgroups, ..Container::default() };
         let file = self.source.pressure_file(&container, resource)?;
         file.ok_or_else(|| Error::io("open the pressure file of", cgroup, Errno::NOENT))
     }

@@ -130,8 +130,7 @@ mod tests {
             started_ns: 9,
             pid_depth: 1,
             cgroups: CgroupPaths::parse(cgroups),
-            history: std::sync::Arc::default(),
-            at_hand: std::sync::Arc::default(),
+            ..Container::default()
         }
     }
 

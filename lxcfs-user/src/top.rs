@@ -6,7 +6,7 @@ mod rates;
 mod screen;
 mod table;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use self::rates::Rates;
 use self::table::{Order, Row};
 use crate::cli::{Sorting, Top};
 use crate::daemon::control;
-use crate::error::{Errno, Error, Result};
+use crate::error::{Error, Result};
+use crate::output::print;
 use crate::survey::Survey;
 
 /// What every survey costs the daemon is bounded by how often one is asked for.
@@ -49,10 +50,7 @@ pub fn run(arguments: &Top, socket: &Path) -> Result<()> {
 }
 
 fn survey(socket: &Path) -> Result<Survey> {
-    let answer = control::ask(socket, "survey")?.ok_or_else(|| {
-        Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
-            .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")
-    })?;
+    let answer = control::ask_running(socket, "survey")?;
     serde_json::from_slice(&answer)
         .map_err(|error| Error::parse(socket, format!("the daemon's answer: {error}")))
 }
@@ -70,16 +68,6 @@ fn printed(rates: &Rates, order: Order) -> String {
     let rows = table::rows(rates, order);
     lines.extend(rows.iter().map(|Row { cells }| table::line(cells, PRINTED_WIDTH)));
     lines.join("\n") + "\n"
-}
-
-/// Whether anybody reads on.
-fn print(bytes: &[u8]) -> Result<bool> {
-    let mut stdout = std::io::stdout();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Error::std("write", "standard output", &error)),
-    }
 }
 
 impl From<Sorting> for Order {

@@ -6,12 +6,13 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::{Errno, Error, Result};
 use crate::model::container::CgroupPaths;
+use crate::model::lock::lock;
 use crate::source::host::Host;
 
 /// Reads `/proc/<pid>/cgroup` as it looks in the namespace given.
@@ -46,7 +47,7 @@ impl Visitor {
     pub(super) fn read_cgroup(&self, namespace: OwnedFd, pid: u32) -> Result<CgroupPaths> {
         let (answer, answered) = sync_channel(1);
         let job = Job { namespace, pid, answer };
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let jobs = lock(&self.jobs).clone();
         let gone = |cause: &str| Error::because("ask", "thread cgroup-ns", Errno::IO, cause);
         jobs.send(job).map_err(|_| gone("it has ended"))?;
         let text = answered.recv().map_err(|_| gone("it did not answer"))?;

@@ -195,6 +195,17 @@ pub fn ask(socket: &Path, request: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// The same where nothing can be done without a daemon.
+///
+/// # Errors
+/// As for [`ask`], and when no daemon is there.
+pub fn ask_running(socket: &Path, request: &str) -> Result<Vec<u8>> {
+    ask(socket, request)?.ok_or_else(|| {
+        Error::because("ask", socket, Errno::NOENT, "no lxcfs is running there")
+            .hint("start it with `lxcfs MOUNTPOINT`, or name its mount point")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

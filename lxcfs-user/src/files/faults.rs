@@ -1,5 +1,6 @@
 //! Tests of every page at once: faults of LXCFS that are not of one file, and a host whose files are spoilt.
 
+use std::fmt;
 use std::sync::Mutex;
 
 use proptest::prelude::*;
@@ -9,19 +10,28 @@ use super::*;
 use crate::source::fake::{FakeMachine, FakeSource};
 use crate::source::{Cpu, DeviceIo, Load, Memory, Swap};
 
-/// Notes which files are read.
-#[derive(Debug)]
-struct Noting<'a>(&'a FakeMachine, Mutex<Vec<File>>);
+/// A machine whose files pass through a function on their way; one that cannot be read passes as an empty one.
+struct Passing<'a, F>(&'a FakeMachine, F);
 
-impl Machine for Noting<'_> {
+impl<F> fmt::Debug for Passing<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Passing").field(self.0).finish_non_exhaustive()
+    }
+}
+
+impl<F: Fn(File, Vec<u8>) -> Vec<u8> + Send + Sync> Machine for Passing<'_, F> {
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
-        self.1.lock().unwrap().push(file);
-        self.0.read(file, text)
+        let mut whole = Vec::new();
+        let read = self.0.read(file, &mut whole);
+        text.extend((self.1)(file, whole));
+        read
     }
 
     fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
-        self.1.lock().unwrap().push(File::Cpuinfo);
-        self.0.read_cpuinfo(is_32bit, text)
+        let mut whole = Vec::new();
+        let read = self.0.read_cpuinfo(is_32bit, &mut whole);
+        text.extend((self.1)(File::Cpuinfo, whole));
+        read
     }
 
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
@@ -78,10 +88,15 @@ fn case(count: usize) -> Case {
 fn w09_no_file_of_the_host_is_read_twice_for_a_page() {
     let case = case(2);
     for file in File::ALL {
-        let machine = Noting(&case.machine, Mutex::default());
+        let read = Mutex::new(Vec::new());
+        let note = |file, whole| {
+            read.lock().unwrap().push(file);
+            whole
+        };
+        let machine = Passing(&case.machine, note);
         let view = View { machine: &machine, ..case.view() };
         page(file, &view, &mut Vec::new()).unwrap();
-        let read = machine.1.into_inner().unwrap();
+        let read = read.lock().unwrap();
         for known in File::ALL {
             let times = read.iter().filter(|&&one| one == known).count();
             assert!(times <= 1, "{file:?}: {known:?} was read {times} times");
@@ -101,10 +116,6 @@ fn ask_442_443_444_284_608_a_thousand_cpus_fit_on_a_page() {
     assert!(cpuinfo.len() > 200 << 10);
     assert_eq!(case.page(File::CpuOnline).unwrap(), "0-1023\n");
 }
-
-/// A host whose files are spoilt, each in the same way.
-#[derive(Debug)]
-struct Spoilt<'a>(&'a FakeMachine, Spoil);
 
 /// What is wrong with a file.
 #[derive(Debug, Clone)]
@@ -169,42 +180,6 @@ impl Spoil {
     }
 }
 
-impl Machine for Spoilt<'_> {
-    fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
-        let mut whole = Vec::new();
-        self.0.read(file, &mut whole)?;
-        text.extend(self.1.spoil(&whole));
-        Ok(())
-    }
-
-    fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {
-        let mut whole = Vec::new();
-        self.0.read_cpuinfo(is_32bit, &mut whole)?;
-        text.extend(self.1.spoil(&whole));
-        Ok(())
-    }
-
-    fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
-        self.0.read_sys(path, text)
-    }
-
-    fn boottime_ns(&self) -> u64 {
-        self.0.boottime_ns()
-    }
-
-    fn ticks_per_second(&self) -> u64 {
-        self.0.ticks_per_second()
-    }
-
-    fn page_bytes(&self) -> u64 {
-        self.0.page_bytes()
-    }
-
-    fn pressure_file(&self, resource: Resource) -> Result<PressureFile> {
-        self.0.pressure_file(resource)
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -213,7 +188,7 @@ proptest! {
     fn any_file_of_the_host_may_be_spoilt(spoil in spoils()) {
         let case = case(2);
         for file in File::ALL {
-            let machine = Spoilt(&case.machine, spoil.clone());
+            let machine = Passing(&case.machine, |_, whole: Vec<u8>| spoil.spoil(&whole));
             let view = View { machine: &machine, ..case.view() };
             let mut text = b"before".to_vec();
             let made = page(file, &view, &mut text);

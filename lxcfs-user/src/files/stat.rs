@@ -5,12 +5,12 @@
 //! time, which counts from the host's boot.
 
 use std::io::Write;
-use std::sync::PoisonError;
 
 use super::{View, required};
 use crate::error::Result;
 use crate::model::cpus::{CpuView, Cpus};
 use crate::model::file::File;
+use crate::model::lock::lock;
 use crate::model::monotonic::{CpuHistory, CpuTimes};
 use crate::source::{Cpu, Load, parse};
 
@@ -32,7 +32,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
     let cpu_times = required(view.source.cpu(view.container)?, "cpu")?;
     let cpus = view.cpus()?;
     let up_ns = view.up_ns();
-    let mut history = view.container.history.cpu.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut history = lock(&view.container.history.cpu);
     let rows = spread(&cpu_times, &cpus, view.policy.cpu_view, &mut history)
         .into_iter()
         .map(|(shown, times)| (shown, history.advance(shown, up_ns, times)))

@@ -1,10 +1,10 @@
 //! `/proc/uptime`: how long the container has been up, and how long its CPUs have idled (kernel: fs/proc/uptime.c).
 
 use std::io::Write;
-use std::sync::PoisonError;
 
 use super::{View, required};
 use crate::error::Result;
+use crate::model::lock::lock;
 
 /// The two numbers of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Uptime> {
     let used_ns = required(view.source.cpu(view.container)?, "cpu")?.total.used_ns();
     let cpus = view.cpus()?.count();
     let up_ns = view.up_ns();
-    let mut history = view.container.history.idle.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut history = lock(&view.container.history.idle);
     let idle_ns = history.advance(up_ns, used_ns, cpus);
     Ok(Uptime { up_ns, idle_ns })
 }

@@ -5,12 +5,13 @@
 //! so that the next daemon knows where it ended; of a page that is read in pieces, the page.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use fuser::FileHandle;
 
 use crate::keep::journal::{Content, Journal, Kind, Record};
+use crate::model::lock::lock;
 
 /// The handles of a mount.
 #[derive(Debug)]
@@ -112,7 +113,7 @@ impl Handles {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Held>> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pages)
     }
 }
 

@@ -15,7 +15,7 @@ mod carried;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use fuser::{FileHandle, PollEvents, PollNotifier};
 use rustix::buffer::spare_capacity;
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Errno, Error, Result};
 use crate::keep::journal::{Journal, Record};
 use crate::model::file::Resource;
+use crate::model::lock::lock;
 use crate::model::trigger::Trigger;
 use crate::road::Owner;
 
@@ -277,7 +278,7 @@ impl Known {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// Starts the thread that waits for events, unless it runs.

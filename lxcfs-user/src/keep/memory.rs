@@ -5,10 +5,11 @@
 //! more and another one needs the room.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::journal::{Content, Journal, Kind, Record};
 use crate::model::container::{Container, History};
+use crate::model::lock::lock;
 
 /// So many are known before those that have ended are looked for.
 const FEW: usize = 64;
@@ -127,7 +128,7 @@ impl Memory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 
@@ -141,7 +142,7 @@ mod tests {
     fn container(memory: &Memory, init: u32) -> Container {
         let cgroups = CgroupPaths::default();
         let history = memory.history(init, 7);
-        Container { init, started_ns: 7, pid_depth: 1, cgroups, history, at_hand: Arc::default() }
+        Container { init, started_ns: 7, pid_depth: 1, cgroups, history, ..Container::default() }
     }
 
     fn show(container: &Container) -> CpuTimes {

@@ -2,11 +2,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
 use super::load::LoadAverage;
+use super::lock::lock;
 use super::monotonic::{CpuHistory, CpuTimes, IdleHistory};
 
 /// The cgroups of a container, one per hierarchy, as paths from the root of our own cgroup namespace.
@@ -60,7 +61,7 @@ impl CgroupPaths {
 }
 
 /// One container.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Container {
     /// The process whose life is the container's: the init of its pid namespace. A pid in our own pid namespace.
     pub init: u32,
@@ -164,11 +165,6 @@ impl History {
     }
 }
 
-/// What a panic leaves in here is a plain value and stays usable.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What was there before the kernel side began to count. All zero for a container that is younger.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -211,6 +207,14 @@ pub struct Tasks {
     pub threads: u32,
     /// The pid of the newest thread, in the container's own numbering.
     pub last_pid: u32,
+}
+
+impl Tasks {
+    /// The tasks that make the load.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        u64::from(self.running) + u64::from(self.blocked)
+    }
 }
 
 #[cfg(test)]

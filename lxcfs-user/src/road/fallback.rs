@@ -2,12 +2,13 @@
 //! cause is new, and those that are the host's by decision.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 use crate::files;
 use crate::model::file::File;
+use crate::model::lock::lock;
 
 /// Causes are few: a file, an operation and an errno. The path of the first is kept as an example.
 #[derive(Debug, Default)]
@@ -44,7 +45,7 @@ impl Fallbacks {
     pub fn count(&self, file: &'static str, error: &Error, refused: bool) {
         let key = (file, error.operation, error.errno.raw_os_error());
         let is_new = {
-            let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut causes = lock(&self.causes);
             let fallback = causes.entry(key).or_insert_with(|| Fallback {
                 file,
                 first: error.to_string(),
@@ -81,7 +82,7 @@ impl Fallbacks {
     /// All causes so far.
     #[must_use]
     pub fn list(&self) -> Vec<Fallback> {
-        self.causes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        lock(&self.causes).values().cloned().collect()
     }
 }
 

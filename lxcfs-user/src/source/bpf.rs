@@ -3,7 +3,7 @@
 //! The programs count from when they are loaded. What a container used before is taken from its cgroup files once, when it
 //! is first seen, and added from then on.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use rustix::time::ClockId;
 
@@ -14,6 +14,7 @@ use crate::bpf::{Accounting, CpuSample, LoadSample, Slot};
 use crate::error::Result;
 use crate::model::container::{Before, Container, LoadHistory, Tasks};
 use crate::model::load::{LoadAverage, PERIOD_NS};
+use crate::model::lock::lock;
 use crate::model::monotonic::CpuTimes;
 
 /// The groups `cpu` and `load`, from maps.
@@ -40,8 +41,7 @@ impl BpfMaps {
 
     /// The container's slot. `Ok(None)`: it has no cgroup of its own, or no task has run in it yet.
     fn slot(&self, container: &Container) -> Result<Option<Slot>> {
-        let mut counters =
-            container.at_hand.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counters = lock(&container.at_hand.counters);
         // Counters that were given back are no longer those of the cgroup, and tell it by its id.
         let kept = counters.map(Slot::from_parts).filter(|slot| self.accounting.is_current(*slot));
         if kept.is_some() {
@@ -50,7 +50,7 @@ impl BpfMaps {
         drop(counters);
         let id = self.files.cpu_cgroup_id(container)?;
         let slot = id.and_then(|id| self.accounting.slot_of(id));
-        counters = container.at_hand.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters = lock(&container.at_hand.counters);
         *counters = slot.map(Slot::parts);
         Ok(slot)
     }
@@ -97,7 +97,7 @@ impl BpfMaps {
                 let passed_ns = clock_ns(ClockId::Monotonic).saturating_sub(shown.sampled_ns);
                 let since_ns = self.host.boottime_ns().saturating_sub(self.loaded_ns);
                 let periods = passed_ns.saturating_sub(since_ns) / PERIOD_NS;
-                let active = u64::from(shown.tasks.running) + u64::from(shown.tasks.blocked);
+                let active = shown.tasks.active();
                 (shown.average.advance(active, periods), shown.switches)
             }
             None => {

@@ -4,7 +4,7 @@
 //! own files, most likely) can make a request wait for itself.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use nix::sys::personality::{self, Persona};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -15,6 +15,7 @@ use super::Machine;
 use super::trigger::PressureFile;
 use crate::error::{Errno, Error, Result};
 use crate::model::file::{File, Resource};
+use crate::model::lock::lock;
 use crate::model::topology::Tree;
 
 /// The personality of a 32-bit program on a 64-bit kernel.
@@ -139,7 +140,7 @@ impl Machine for Host {
         let now_ns = clock_ns(ClockId::MonotonicCoarse);
         let recent = &self.recent[slot(file)];
         {
-            let recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+            let recent = lock(recent);
             if !recent.text.is_empty() && now_ns.saturating_sub(recent.at_ns) < RECENT_NS {
                 text.extend_from_slice(&recent.text);
                 return Ok(());
@@ -147,7 +148,7 @@ impl Machine for Host {
         }
         let start = text.len();
         self.read(file, text)?;
-        let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = lock(recent);
         // Of two readers at once the later one may have been here first.
         if now_ns >= recent.at_ns {
             recent.at_ns = now_ns;

@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use rustix::time::ClockId;
@@ -21,6 +20,7 @@ use crate::model::container::{CgroupPaths, Container, LoadHistory, Tasks};
 use crate::model::cpus::CpuSet;
 use crate::model::file::File;
 use crate::model::load::{LoadAverage, PERIOD_NS};
+use crate::model::lock::lock;
 
 /// Hierarchies to list a container's tasks by, best first. Runtimes put every task in all of those they use.
 const BY_TASKS: [&str; 7] =
@@ -77,7 +77,7 @@ impl LoadHistory {
         // The nearest number: a sample a moment early is a whole period's all the same, and would else always be one
         // behind, because the clock of the first one is read a moment after it was due.
         let periods = (now_ns.saturating_sub(self.sampled_ns) + PERIOD_NS / 2) / PERIOD_NS;
-        let active = u64::from(tasks.running) + u64::from(tasks.blocked);
+        let active = tasks.active();
         Self {
             average: self.average.advance(active, periods),
             sampled_ns: self.sampled_ns + periods * PERIOD_NS,
@@ -243,11 +243,6 @@ fn read_at(directory: &OwnedFd, file: &CStr, text: &mut Vec<u8>) -> Result<(), E
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(directory, file, flags, Mode::empty())?;
     read_whole(&fd, text)
-}
-
-/// A poisoned lock is a panic in another request; what it protects is a plain value and stays usable.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -39,11 +39,15 @@ pub(super) fn run(
     order: Order,
     survey: impl Fn() -> Result<Survey>,
 ) -> Result<()> {
-    let failed = |error: std::io::Error| Error::std("use", "the terminal", &error);
-    let mut terminal = ratatui::try_init().map_err(failed)?;
+    let mut terminal = used(ratatui::try_init())?;
     let shown = show(&mut terminal, first, interval, order, survey);
     ratatui::restore();
     shown
+}
+
+/// What using the terminal gave: the error says so, whether it was drawing, keys or the switch to the other screen.
+fn used<T>(result: std::io::Result<T>) -> Result<T> {
+    result.map_err(|error| Error::std("use", "the terminal", &error))
 }
 
 fn show(
@@ -53,15 +57,14 @@ fn show(
     order: Order,
     survey: impl Fn() -> Result<Survey>,
 ) -> Result<()> {
-    let failed = |error: std::io::Error| Error::std("use", "the terminal", &error);
     let rates = Rates::between(&first, &first);
     let mut screen = Screen { rates, order, state: TableState::new().with_selected(0) };
     let (mut before, mut due) = (first, Instant::now() + interval);
-    terminal.draw(|frame| screen.draw(frame)).map_err(failed)?;
+    used(terminal.draw(|frame| screen.draw(frame)))?;
     loop {
         let left = due.saturating_duration_since(Instant::now());
-        if event::poll(left).map_err(failed)? {
-            match screen.handle(&event::read().map_err(failed)?) {
+        if used(event::poll(left))? {
+            match screen.handle(&used(event::read())?) {
                 Wish::Quit => return Ok(()),
                 Wish::Nothing => continue,
                 Wish::Redraw => {}
@@ -71,7 +74,7 @@ fn show(
             screen.rates = Rates::between(&before, &after);
             (before, due) = (after, Instant::now() + interval);
         }
-        terminal.draw(|frame| screen.draw(frame)).map_err(failed)?;
+        used(terminal.draw(|frame| screen.draw(frame)))?;
     }
 }
 

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use crate::model::container::{AtHand, FileKey, KeptKey};
+use crate::model::lock::lock;
 
 /// All descriptors kept, in the order they were opened in.
 #[derive(Debug)]
@@ -66,10 +67,6 @@ impl Shelf<'_> {
     pub(super) fn drop(self, key: FileKey<&str>) {
         lock(&self.own.files).retain(|(known, _)| !known.is(key));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
