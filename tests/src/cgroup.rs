@@ -227,13 +227,18 @@ impl Cgroup {
     /// # Errors
     /// It is not counted here.
     pub fn used_ns(&self) -> Result<u64> {
-        let text = self.read("cpuacct", "cpuacct.usage", "cpu.stat")?;
-        match text.strip_prefix("usage_usec ") {
-            Some(usec) => {
-                Ok(usec.lines().next().context("empty cpu.stat")?.parse::<u64>()? * 1_000)
-            }
-            None => text.trim().parse().with_context(|| format!("parse {text}")),
-        }
+        let path = self.usage_file()?;
+        parse_used_ns(
+            &fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
+        )
+    }
+
+    /// The file in which the kernel says so; see [`parse_used_ns`].
+    ///
+    /// # Errors
+    /// It is not counted here.
+    pub fn usage_file(&self) -> Result<PathBuf> {
+        self.file("cpuacct", "cpuacct.usage", "cpu.stat")
     }
 
     /// Moves a process here.
@@ -303,6 +308,17 @@ impl Cgroup {
             (hierarchy.mount_point.join(&self.name), hierarchy.controllers.as_str())
         })
     }
+}
+
+/// CPU time used, nanoseconds, from the text of v1's `cpuacct.usage` or v2's `cpu.stat`.
+///
+/// # Errors
+/// It is neither.
+pub fn parse_used_ns(text: &str) -> Result<u64> {
+    let usec = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+    let (number, unit_ns) = usec.map_or((text, 1), |usec| (usec, 1_000));
+    let number: u64 = number.trim().parse().with_context(|| format!("parse {text}"))?;
+    Ok(number * unit_ns)
 }
 
 impl Drop for Cgroup {

@@ -9,10 +9,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 /// A running `lxcfs`. Dropping it ends it, and everything it left is an error.
 #[derive(Debug)]
@@ -214,16 +216,18 @@ impl Daemon {
     /// # Errors
     /// It cannot be waited for.
     pub fn crash(&mut self) -> Result<ExitStatus> {
-        let server = self.server();
+        let server = rustix::process::Pid::from_raw(self.server().try_into()?).context("pid 0")?;
+        let server = pidfd_open(server, PidfdFlags::empty()).context("open the pidfd of lxcfs")?;
         // Or it would start another.
         self.signal(Signal::SIGSTOP)?;
-        kill(Pid::from_raw(server.try_into()?), Signal::SIGKILL).context("kill lxcfs")?;
+        pidfd_send_signal(&server, rustix::process::Signal::KILL).context("kill lxcfs")?;
         self.signal(Signal::SIGKILL)?;
         let status = self.wait()?;
-        // A process lets go of its files before it is a zombie, or gone.
-        let stat = format!("/proc/{server}/stat");
-        let ended = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z"));
-        crate::wait_for("the daemon to end", ended);
+        // Its pidfd is readable when the last of its threads has let go of the files and ended.
+        let mut ended = [PollFd::new(&server, PollFlags::IN)];
+        let patience = crate::patience(Duration::from_secs(10));
+        let count = poll(&mut ended, Some(&patience.try_into()?)).context("wait for lxcfs")?;
+        ensure!(count == 1, "lxcfs does not end at a SIGKILL");
         Ok(status)
     }
 
