@@ -1,4 +1,4 @@
-//! The kernels of the proving ground: Debian's cloud kernels, one per series.
+//! The kernels of the proving ground: Debian's, one per series.
 
 use std::fmt;
 use std::fs;
@@ -10,19 +10,26 @@ use anyhow::{Context as _, Result};
 use super::apt::Apt;
 use super::fetch;
 
-/// A kernel series and the Debian suite that offers it.
+/// A kernel series, the Debian suite that offers it, and the flavour it is built in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Series {
     name: &'static str,
     suite: &'static str,
+    flavour: &'static str,
 }
+
+/// Small, quick to fetch and to boot.
+const CLOUD: &str = "cloud-amd64";
+
+/// What most machines run. It has zswap, which the cloud kernels have not.
+const FULL: &str = "amd64";
 
 /// From our floor to the newest; 6.18 is a long-term kernel as 6.1 and 6.12 are.
 pub(crate) const KNOWN: [Series; 4] = [
-    Series { name: "6.1", suite: "bookworm" },
-    Series { name: "6.12", suite: "trixie" },
-    Series { name: "6.18", suite: "trixie-backports" },
-    Series { name: "7.3", suite: "trixie-backports" },
+    Series { name: "6.1", suite: "bookworm", flavour: CLOUD },
+    Series { name: "6.12", suite: "trixie", flavour: FULL },
+    Series { name: "6.18", suite: "trixie-backports", flavour: CLOUD },
+    Series { name: "7.3", suite: "trixie-backports", flavour: CLOUD },
 ];
 
 impl fmt::Display for Series {
@@ -66,12 +73,12 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     pub(crate) fn prepare(home: &Path, series: Series, refresh: bool) -> Result<Self> {
-        let Series { name, suite } = series;
-        let tree = fetch::tree(home, &format!("linux-{name}"), refresh, || {
+        let Series { name, suite, flavour } = series;
+        let tree = fetch::tree(home, &format!("linux-{name}-{flavour}"), refresh, || {
             let apt = Apt::of(home, &[suite])?;
-            let pattern = "^linux-(image|binary|modules)-[0-9].*-cloud-amd64$";
-            let offered = apt.names(pattern)?;
-            let packages = newest(name, &offered).with_context(|| {
+            let pattern = format!("^linux-(image|binary|modules)-[0-9].*-{flavour}$");
+            let offered = apt.names(&pattern)?;
+            let packages = newest(name, flavour, &offered).with_context(|| {
                 format!("{suite} offers no kernel {name}; it has {}", offered.join(", "))
             })?;
             let debs = apt.alone(&packages)?;
@@ -97,12 +104,15 @@ impl Kernel {
 
 /// The packages of the newest kernel of a series. From 7.x on the image package is empty and
 /// depends on one with the image and one with the modules.
-fn newest(series: &str, offered: &[String]) -> Option<Vec<String>> {
+fn newest(series: &str, flavour: &str, offered: &[String]) -> Option<Vec<String>> {
+    let suffix = format!("-{flavour}");
     let parsed = offered.iter().filter_map(|name| {
         let (kind, version) = name.strip_prefix("linux-")?.split_once('-')?;
-        let version = version.strip_suffix("-cloud-amd64")?;
+        let version = version.strip_suffix(&suffix)?;
+        // `amd64` alone would take `6.12.9-cloud-amd64` and `-rt-amd64` for versions.
+        let is_version = !version.contains("-cloud") && !version.contains("-rt");
         let of_series = version.strip_prefix(series)?.starts_with('.');
-        (of_series && !version.starts_with("unsigned")).then_some((kind, version))
+        (of_series && is_version && !version.starts_with("unsigned")).then_some((kind, version))
     });
     let parsed: Vec<(&str, &str)> = parsed.collect();
     let version = parsed.iter().map(|(_, version)| *version).max_by_key(|it| numbers(it))?;
@@ -112,7 +122,7 @@ fn newest(series: &str, offered: &[String]) -> Option<Vec<String>> {
         (false, true) => vec!["image"],
         (false, false) => return None,
     };
-    Some(kinds.into_iter().map(|kind| format!("linux-{kind}-{version}-cloud-amd64")).collect())
+    Some(kinds.into_iter().map(|kind| format!("linux-{kind}-{version}{suffix}")).collect())
 }
 
 /// The numbers in a version, in order: `6.12.90+deb12.1` is after `6.12.9`.
@@ -129,7 +139,8 @@ mod tests {
         let names = "linux-image-6.1.0-47-cloud-amd64 linux-image-6.1.0-50-cloud-amd64 \
             linux-image-6.1.0-50-cloud-amd64-dbg linux-image-6.16.3+deb13-cloud-amd64 \
             linux-image-6.12.9+deb12-cloud-amd64 linux-image-6.12.90+deb12-cloud-amd64 \
-            linux-image-6.12.90+deb12.1-cloud-amd64 linux-image-6.12.90+deb12-cloud-amd64-unsigned \
+            linux-image-6.12.90+deb12.1-cloud-amd64 linux-image-6.12.91+deb12-rt-amd64 \
+            linux-image-6.12.90+deb12-amd64 linux-image-6.12.90+deb12-cloud-amd64-unsigned \
             linux-image-7.3.4+deb13-cloud-amd64 linux-binary-7.3.4+deb13-cloud-amd64 \
             linux-binary-unsigned-7.3.4+deb13-cloud-amd64 linux-modules-7.3.4+deb13-cloud-amd64";
         names.split_whitespace().map(ToOwned::to_owned).collect()
@@ -137,21 +148,26 @@ mod tests {
 
     #[test]
     fn the_newest_of_exactly_the_series() {
-        let newest = |series| newest(series, &offered()).unwrap();
+        let newest = |series| newest(series, CLOUD, &offered()).unwrap();
         assert_eq!(newest("6.1"), ["linux-image-6.1.0-50-cloud-amd64"]);
         assert_eq!(newest("6.12"), ["linux-image-6.12.90+deb12.1-cloud-amd64"]);
+    }
+
+    #[test]
+    fn the_full_flavour_is_none_of_the_special_ones() {
+        assert_eq!(newest("6.12", FULL, &offered()).unwrap(), ["linux-image-6.12.90+deb12-amd64"]);
     }
 
     #[test]
     fn a_split_kernel_is_two_packages() {
         let expected =
             ["linux-binary-7.3.4+deb13-cloud-amd64", "linux-modules-7.3.4+deb13-cloud-amd64"];
-        assert_eq!(newest("7.3", &offered()).unwrap(), expected);
+        assert_eq!(newest("7.3", CLOUD, &offered()).unwrap(), expected);
     }
 
     #[test]
     fn a_series_nobody_offers_is_none() {
-        assert_eq!(newest("6.2", &offered()), None);
+        assert_eq!(newest("6.2", CLOUD, &offered()), None);
     }
 
     #[test]

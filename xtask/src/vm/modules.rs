@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 const AT_BOOT: [&str; 6] = ["fuse", "virtio_pci", "virtio_blk", "overlay", "zram", "loop"];
 
 /// At hand for modprobe and for the kernel's own requests: filesystems, what zram compresses with,
-/// what container runtimes want of the network, block io control.
-const AT_HAND: [&str; 31] = [
+/// the checksum ext4 asks for, what container runtimes want of the network, block io control.
+const AT_HAND: [&str; 32] = [
     "8021q",
     "autofs4",
     "bfq",
@@ -20,6 +20,7 @@ const AT_HAND: [&str; 31] = [
     "br_netfilter",
     "bridge",
     "configfs",
+    "crc32c_generic",
     "cuse",
     "dummy",
     "ext4",
