@@ -151,6 +151,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     print!("\n{}", vm::table(&matrix::rows(&here, &guests)?));
+    print!("{}", matrix::failures(&here, &guests)?);
     let passed = here.iter().all(vm::SuiteReport::passed);
     if guests.is_empty() && passed {
         return Ok(ExitCode::SUCCESS);

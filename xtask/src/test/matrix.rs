@@ -41,10 +41,6 @@ fn run(name: &str, binary: &Path, directory: &Path) -> Result<SuiteReport> {
 
 /// Rows of suite x machine, the first with the names of the machines.
 pub(super) fn rows(here: &[SuiteReport], guests: &[KernelReport]) -> Result<Vec<Vec<String>>> {
-    let layout = if lxcfs_tests::cgroup::is_pure_v2()? { "v2" } else { "v1/hybrid" };
-    let release =
-        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("read osrelease")?;
-    let kernel = release.split(['.', '-']).take(2).collect::<Vec<_>>().join(".");
     let mut names: Vec<&str> = here.iter().map(|suite| suite.name.as_str()).collect();
     for suite in guests.iter().flat_map(|guest| &guest.suites) {
         if !names.contains(&suite.name.as_str()) {
@@ -53,9 +49,9 @@ pub(super) fn rows(here: &[SuiteReport], guests: &[KernelReport]) -> Result<Vec<
     }
     let mut first = vec!["suite".to_owned()];
     if !here.is_empty() {
-        first.push(format!("here, {kernel} {layout}"));
+        first.push(this_machine()?);
     }
-    first.extend(guests.iter().map(|guest| format!("guest, {} v2", guest.series)));
+    first.extend(guests.iter().map(guest));
     let cell = |suites: &[SuiteReport], name: &str| {
         let suite = suites.iter().find(|suite| suite.name == name);
         suite.map_or_else(|| "-".to_owned(), SuiteReport::cell)
@@ -70,4 +66,31 @@ pub(super) fn rows(here: &[SuiteReport], guests: &[KernelReport]) -> Result<Vec<
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// What the tests that failed said, machine by machine: the table's last word, for whoever reads only the end.
+pub(super) fn failures(here: &[SuiteReport], guests: &[KernelReport]) -> Result<String> {
+    let mut text = String::new();
+    let mut add = |machine: &str, suites: &[SuiteReport]| {
+        for suite in suites.iter().filter(|suite| !suite.passed()) {
+            text += &format!("\n{} failed, {machine}:\n{}\n", suite.name, suite.failures);
+        }
+    };
+    add(&this_machine()?, here);
+    for report in guests {
+        add(&guest(report), &report.suites);
+    }
+    Ok(text)
+}
+
+fn this_machine() -> Result<String> {
+    let layout = if lxcfs_tests::cgroup::is_pure_v2()? { "v2" } else { "v1/hybrid" };
+    let release =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("read osrelease")?;
+    let kernel = release.split(['.', '-']).take(2).collect::<Vec<_>>().join(".");
+    Ok(format!("here, {kernel} {layout}"))
+}
+
+fn guest(report: &KernelReport) -> String {
+    format!("guest, {} v2", report.series)
 }

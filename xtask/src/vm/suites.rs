@@ -36,6 +36,8 @@ pub(crate) struct SuiteReport {
     pub(crate) end: End,
     /// None when the binary did not come to its last line.
     pub(crate) counts: Option<Counts>,
+    /// What the failed tests said, each after a line with its name.
+    pub(crate) failures: String,
     pub(crate) took: Duration,
 }
 
@@ -64,13 +66,17 @@ impl SuiteReport {
             (None, Some(signal)) => End::Signal(code(signal)),
             (None, None) => End::Unfinished,
         };
-        Self { name: name.to_owned(), end, counts: counts(&String::from_utf8_lossy(output)), took }
+        Self::new(name, end, &String::from_utf8_lossy(output), took)
     }
 
     fn of(step: &StepReport) -> Self {
-        let output = String::from_utf8_lossy(&step.output);
-        let StepReport { name, end, took, .. } = step;
-        Self { name: name.clone(), end: *end, counts: counts(&output), took: *took }
+        let StepReport { name, end, took, output } = step;
+        Self::new(name, *end, &String::from_utf8_lossy(output), *took)
+    }
+
+    fn new(name: &str, end: End, output: &str, took: Duration) -> Self {
+        let (counts, failures) = (counts(output), failures(output));
+        Self { name: name.to_owned(), end, counts, failures, took }
     }
 
     pub(crate) fn passed(&self) -> bool {
@@ -171,6 +177,22 @@ pub(crate) fn counts(output: &str) -> Option<Counts> {
     Some(counts)
 }
 
+/// What libtest says of the failed tests between its two lines `failures:`; of a binary that did not come to them, its
+/// last lines.
+fn failures(output: &str) -> String {
+    let lines: Vec<&str> = output.lines().map(str::trim_end).collect();
+    let mut marks = (0..lines.len()).filter(|&at| lines[at] == "failures:");
+    let failures = match (marks.next(), marks.next_back()) {
+        (Some(first), Some(last)) => &lines[first + 1..last],
+        _ if counts(output).is_some() => &[],
+        _ => &lines[lines.len().saturating_sub(LAST_LINES)..],
+    };
+    failures.join("\n").trim().to_owned()
+}
+
+/// Lines shown of a binary that did not come to its end.
+const LAST_LINES: usize = 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,8 +219,17 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_is_what_the_tests_said() {
+        let output = "test a ... FAILED\r\n\r\nfailures:\r\n\r\n---- a stdout ----\r\nError: no\r\n\r\n\r\n\
+                      failures:\r\n    a\r\n\r\ntest result: FAILED. 0 passed; 1 failed; 0 ignored";
+        assert_eq!(suite(End::Exit(101), output).failures, "---- a stdout ----\nError: no");
+        assert_eq!(suite(End::Exit(0), LINE).failures, "");
+    }
+
+    #[test]
     fn a_binary_without_its_line_failed() {
         let silent = suite(End::Exit(0), "running 3 tests\n");
+        assert_eq!(silent.failures, "running 3 tests");
         assert!(!silent.passed());
         assert_eq!(silent.cell(), "no result (exit 0) 1.5s");
         assert!(!suite(End::Signal(6), LINE).passed());
