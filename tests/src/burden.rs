@@ -34,7 +34,8 @@ impl Burden {
         burden
     }
 
-    /// In the cgroups of the test itself, and not yet begun.
+    /// In the cgroups of the test itself, and not yet begun: it sleeps. The kernel would charge what a running process
+    /// has used since its last tick to the cgroup it is moved to, and a slow emulator's ticks are far apart.
     ///
     /// # Panics
     /// As [`Self::start`].
@@ -42,7 +43,13 @@ impl Burden {
     pub fn outside(kind: &str, number: u32) -> Self {
         let mut command = Command::new(crate::program("burden"));
         command.args([kind, &number.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Self(command.spawn().expect("start burden: is it built?"))
+        let mut burden = Self(command.spawn().expect("start burden: is it built?"));
+        burden.said().expect("a burden that waits");
+        let stat = format!("/proc/{}/stat", burden.pid());
+        crate::wait_for("the burden to sleep", || {
+            std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "))
+        });
+        burden
     }
 
     /// Begins.
@@ -61,7 +68,7 @@ impl Burden {
         self.said().expect("a burden that stands");
     }
 
-    /// Waits until it says that it stands, or ends.
+    /// Waits until it says that it waits, or stands, or ends.
     ///
     /// # Errors
     /// It has ended.

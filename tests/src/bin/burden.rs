@@ -24,6 +24,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let kind = arguments.next().context("which burden?")?;
     let number: u64 = arguments.next().map_or(Ok(1), |number| number.parse())?;
+    writeln!(std::io::stdout(), "waits")?;
     let mut go = [0];
     std::io::stdin().read_exact(&mut go).context("wait for the start")?;
     if matches!(kind.as_str(), "nice" | "storm") {

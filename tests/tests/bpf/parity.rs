@@ -63,8 +63,7 @@ impl Compared {
             let allowed_ns = allowed_ns + theirs.1 / 1_000;
             self.number(&format!("{what} {name}"), of(ours), theirs, allowed_ns);
         };
-        // Of tasks that run on, in an emulator that stands still now and then; `cpu_time` has those that rest.
-        one("used", |times| times.used_ns(), 2 * jiffies_ns + theirs.1.used_ns() / 200);
+        one("used", |times| times.used_ns(), 2 * jiffies_ns);
         // Split by ticks, and v2 lets no part ever go back: it depends on when it was read before.
         let split_ns = 2 * jiffies_ns + theirs.1.used_ns() / 50;
         one("user", user, split_ns);
