@@ -84,6 +84,7 @@ fn build(root: &Path, tools: &Tools) -> Result<Vec<u8>> {
         remap(&cargo_home, "/cargo"),
         remap(&tools.sysroot, "/rust"),
         remap(&tools.rust_src, "/rust/lib/rustlib/src/rust"),
+        remap(&tools.rust_src_fixed, "/rust/lib/rustlib/src/rust"),
     ];
     let target_dir = root.join("target/bpf");
     let path = std::env::var("PATH").unwrap_or_default();
@@ -94,6 +95,8 @@ fn build(root: &Path, tools: &Tools) -> Result<Vec<u8>> {
         .current_dir(root)
         // `-Z` on a release toolchain, for this one call.
         .env("RUSTC_BOOTSTRAP", "1")
+        // Where cargo looks for `core`, instead of in the sysroot.
+        .env("__CARGO_TESTS_ONLY_SRC_ROOT", tools.rust_src_fixed.join("library"))
         .env("PATH", format!("{}:{path}", tools.linker_dir.display()))
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .status()

@@ -1,6 +1,8 @@
 //! bpf-linker and the sources of `core`, found or made.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +13,9 @@ use crate::vm::{Apt, unpack_deb};
 /// The bpf-linker that fits our rustc.
 const LINKER_VERSION: &str = "0.13.0";
 
+/// Where the sources of `core` lie for cargo on whatever machine.
+const FIXED: &str = "/tmp/lxcfs-build-ebpf";
+
 /// What the build needs beside cargo.
 #[derive(Debug)]
 pub(super) struct Tools {
@@ -19,6 +24,8 @@ pub(super) struct Tools {
     pub(super) sysroot: PathBuf,
     /// Where the sources of `core` really lie.
     pub(super) rust_src: PathBuf,
+    /// The same sources by a path that is the same on every machine: cargo hashes it into the names of symbols.
+    pub(super) rust_src_fixed: PathBuf,
     /// What made the object, one line per tool.
     pub(super) versions: String,
 }
@@ -29,10 +36,12 @@ impl Tools {
         let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]))?);
         let rustc = output(Command::new("rustc").arg("--version"))?;
         let rust_src = rust_src(home, &sysroot, &rustc)?;
+        let rust_src_fixed = own_directory(Path::new(FIXED))?.join("rust");
+        link(&rust_src, &rust_src_fixed)?;
         let linker_dir = linker(home, &sysroot)?;
         let linker = output(Command::new(linker_dir.join("bpf-linker")).arg("--version"))?;
         let versions = format!("{rustc}\n{linker}\n");
-        Ok(Self { linker_dir, sysroot, rust_src, versions })
+        Ok(Self { linker_dir, sysroot, rust_src, rust_src_fixed, versions })
     }
 }
 
@@ -133,6 +142,20 @@ fn debian_rust_src(home: &Path, rustc: &str) -> Result<PathBuf> {
         return Ok(library);
     }
     bail!("no rust-src of {version}; hint: rustup component add rust-src")
+}
+
+/// Makes a directory of ours at a place where anybody could have made one before.
+fn own_directory(path: &Path) -> Result<&Path> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("make {}", path.display()));
+        }
+        _ => {}
+    }
+    let found = fs::symlink_metadata(path).with_context(|| format!("find {}", path.display()))?;
+    let is_ours = found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw();
+    ensure!(is_ours, "{} is somebody else's; hint: remove it", path.display());
+    Ok(path)
 }
 
 /// A symbolic link, in place of an older one that leads nowhere.
