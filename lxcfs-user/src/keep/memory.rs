@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::journal::{Content, Journal, Kind, Record};
-use crate::model::container::{Container, History};
+use crate::model::container::{Carried, Container, History};
 use crate::model::lock::lock;
 
 /// So many are known before those that have ended are looked for.
@@ -34,6 +34,8 @@ struct Known {
 struct Entry {
     history: Weak<History>,
     record: Option<Record>,
+    /// What is in the record, as far as we have written it.
+    written: Option<Carried>,
 }
 
 impl Memory {
@@ -62,11 +64,19 @@ impl Memory {
         let key = [container.init.into(), container.started_ns];
         let Some(entry) = known.histories.get_mut(&key) else { return };
         // Under the lock: of two that are written at a time, the later must stay.
-        let Ok(text) = serde_json::to_vec(&container.history.carried()) else { return };
-        match entry.record {
-            Some(record) => journal.replace(record, Content::Bytes(&text)),
-            None => entry.record = journal.put(Kind::Container, key, Content::Bytes(&text)),
+        if entry.written.as_ref().is_some_and(|written| container.history.is_still(written)) {
+            return;
         }
+        let carried = container.history.carried();
+        let Ok(text) = serde_json::to_vec(&carried) else { return };
+        let is_written = match entry.record {
+            Some(record) => journal.replace(record, Content::Bytes(&text)),
+            None => {
+                entry.record = journal.put(Kind::Container, key, Content::Bytes(&text));
+                entry.record.is_some()
+            }
+        };
+        entry.written = is_written.then_some(carried);
     }
 
     /// The inits that a daemon before us knew. The journal need not be ours yet.
@@ -109,10 +119,11 @@ impl Memory {
             known.sweep_at = known.histories.len() * 2;
         }
         let history = Arc::default();
-        let entry = known
-            .histories
-            .entry(key)
-            .or_insert_with(|| Entry { history: Weak::new(), record: None });
+        let entry = known.histories.entry(key).or_insert_with(|| Entry {
+            history: Weak::new(),
+            record: None,
+            written: None,
+        });
         entry.history = Arc::downgrade(&history);
         history
     }
@@ -169,6 +180,24 @@ mod tests {
         assert_eq!(show(&early), shown);
         next.settle();
         assert_eq!(next.inits(), [1], "the other has ended");
+    }
+
+    #[test]
+    fn what_is_written_down_already_is_not_written_again() {
+        let journal = Arc::new(journal());
+        let memory = Memory::new(Arc::clone(&journal));
+        let container = container(&memory, 1);
+        let remember = || {
+            memory.remember(&container);
+            journal.list(Kind::Container)[0].bytes.clone().unwrap()
+        };
+        let first = remember();
+        let record = journal.list(Kind::Container)[0].record;
+        assert!(journal.replace(record, Content::Bytes(b"somebody else's")));
+        assert_eq!(remember(), b"somebody else's", "nothing has changed since");
+        show(&container);
+        assert_ne!(remember(), first);
+        assert_ne!(remember(), b"somebody else's");
     }
 
     #[test]

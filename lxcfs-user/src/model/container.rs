@@ -153,6 +153,15 @@ impl History {
         }
     }
 
+    /// Whether [`Self::carried`] would still be this.
+    #[must_use]
+    pub fn is_still(&self, carried: &Carried) -> bool {
+        *lock(&self.cpu) == carried.cpu
+            && *lock(&self.idle) == carried.idle
+            && *lock(&self.load) == carried.load
+            && self.before.get() == carried.before.as_ref()
+    }
+
     /// Goes on from what a daemon before us knew.
     pub fn resume(&self, carried: Carried, counting_goes_on: bool) {
         *lock(&self.cpu) = carried.cpu;

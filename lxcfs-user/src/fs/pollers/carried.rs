@@ -53,7 +53,7 @@ impl Shared {
         let Ok(text) = serde_json::to_vec(set) else { return };
         let content = Content::Bytes(&text);
         match open.record {
-            Some(record) => self.journal.replace(record, content),
+            Some(record) => _ = self.journal.replace(record, content),
             None => open.record = self.journal.put(Kind::Trigger, [handle, 0], content),
         }
     }

@@ -161,9 +161,10 @@ impl Journal {
         Some(record)
     }
 
-    /// Gives a record another content. Where there is no room for it, only its length is kept.
-    pub fn replace(&self, record: Record, content: Content<'_>) {
-        let place = self.write(content).unwrap_or_else(|| {
+    /// Gives a record another content. Where there is no room for it, only its length is kept; returns whether all was.
+    pub fn replace(&self, record: Record, content: Content<'_>) -> bool {
+        let written = self.write(content);
+        let place = written.unwrap_or_else(|| {
             let length = match content {
                 Content::Bytes(bytes) => bytes.len(),
                 Content::Length(length) => length,
@@ -172,6 +173,7 @@ impl Journal {
         });
         let old = self.record_word(record, PLACE).swap(place.to_word(), Ordering::Release);
         self.give_back(Place::from_word(old));
+        written.is_some()
     }
 
     /// Removes a record.
