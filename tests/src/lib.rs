@@ -6,6 +6,7 @@ pub mod bench;
 pub mod burden;
 pub mod cgroup;
 pub mod container;
+pub mod debian;
 pub mod machine;
 pub mod mount;
 pub mod rootfs;

@@ -188,7 +188,7 @@ impl Run<'_> {
         let ours = Subject::ours(&["--no-keeper", "--cgroups", &cgroups])?;
         self.subjects = vec![Subject::floor()?, ours];
         self.results.machine.accounting = subjects::accounting()?;
-        let debian = subjects::debian()
+        let debian = lxcfs_tests::debian::lxcfs()
             .and_then(|(program, library)| Subject::like_lxcfs(DEBIAN, &program, Some(&library)));
         let peers = self.args.peer.iter().enumerate().map(|(nth, path)| {
             let name = format!("peer{}", nth + 1);

@@ -42,7 +42,9 @@ const TOOLS: [(&str, &str); 21] = [
 ];
 
 /// What only the suites of [`HOST_SUITES`] call; a program, or a file.
-const HOST_TOOLS: [(&str, &str); 9] = [
+const HOST_TOOLS: [(&str, &str); 10] = [
+    // And the library that Debian's lxcfs needs.
+    ("fusermount3", "fuse3"),
     ("valgrind", "valgrind"),
     ("podman", "podman"),
     ("dockerd", "docker.io"),
@@ -56,8 +58,9 @@ const HOST_TOOLS: [(&str, &str); 9] = [
 
 /// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
 /// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
-/// `languages`: a JVM and node, likewise. `psutil`: its tests give programs 5 s, too few for an emulator.
-const HOST_SUITES: [&str; 3] = ["engines", "languages", "psutil"];
+/// `languages`: a JVM and node, likewise. `peer`: Debian's lxcfs, which knows most on cgroup v1. `psutil`: its tests give
+/// programs 5 s, too few for an emulator.
+const HOST_SUITES: [&str; 4] = ["engines", "languages", "peer", "psutil"];
 
 /// Suites for guests alone, where nothing else runs. `whole`: the machine's load is the sum of all cgroups'.
 const GUEST_SUITES: [&str; 1] = ["whole"];

@@ -185,32 +185,3 @@ pub(super) fn clear() {
     }
     let _ = fs::remove_dir_all(BASE);
 }
-
-/// Debian's package, unpacked below `target`: its program, and the folder of its library.
-pub(super) fn debian() -> Result<(PathBuf, PathBuf)> {
-    let folder = crate::root().join("target/bench/debian");
-    let program = folder.join("usr/bin/lxcfs");
-    if !program.exists() {
-        let packages = folder.parent().context("no folder")?;
-        fs::create_dir_all(packages)?;
-        run(Command::new("apt-get").args(["download", "-q", "lxcfs"]).current_dir(packages))?;
-        let is_package = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("lxcfs_") && name.ends_with(".deb")
-        };
-        let mut paths = fs::read_dir(packages)?.flatten().map(|entry| entry.path());
-        let package = paths.find(is_package).context("apt-get downloaded no package")?;
-        run(Command::new("dpkg-deb").arg("-x").args([&package, &folder]))?;
-    }
-    let libraries = fs::read_dir(folder.join("usr/lib"))?.flatten().map(|entry| entry.path());
-    let mut libraries = libraries.map(|path| path.join("lxcfs"));
-    let library = libraries.find(|path| path.is_dir()).context("it has no library")?;
-    Ok((program, library))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {said}");
-    Ok(())
-}
