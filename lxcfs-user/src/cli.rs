@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::cpus::CpuView;
-use crate::model::file::File;
+use crate::model::file::Path;
 
 /// Where the files are by default, as with LXCFS.
 pub const DEFAULT_MOUNT_POINT: &str = "/var/lib/lxcfs";
@@ -135,8 +135,8 @@ pub enum Command {
         /// A process of the container
         #[arg(long = "as", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
         pid: u32,
-        /// The file, e.g. /proc/meminfo or just meminfo
-        file: File,
+        /// The file, e.g. /proc/meminfo or just meminfo, /sys/devices/system/cpu/possible
+        file: Path,
         /// Where the daemon to ask is mounted; without a daemon the page is made here
         #[arg(long, default_value = DEFAULT_MOUNT_POINT, value_name = "MOUNTPOINT")]
         mount: PathBuf,

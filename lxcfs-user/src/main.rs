@@ -10,7 +10,7 @@ use lxcfs::cli::{Cli, Command, View};
 use lxcfs::daemon::{self, Rooms, control};
 use lxcfs::error::{Error, Result};
 use lxcfs::files::Policy;
-use lxcfs::model::file::File;
+use lxcfs::model::file;
 use lxcfs::output;
 use lxcfs::top;
 use tracing_subscriber::EnvFilter;
@@ -58,7 +58,7 @@ fn tell(command: Option<&Command>) -> Result<()> {
         ),
         Some(Command::Cat { pid, file, mount, runtime_dir, cpu_view }) => {
             let socket = control::socket_path(runtime_dir, mount);
-            print(&page(&socket, *pid, *file, *cpu_view)?)
+            print(&text(&socket, *pid, file, *cpu_view)?)
         }
         Some(Command::Upgrade { program, mount, runtime_dir }) => {
             upgrade(&control::socket_path(runtime_dir, mount), program.as_deref())
@@ -93,14 +93,14 @@ fn upgrade(socket: &Path, program: Option<&Path>) -> Result<()> {
     control::ask_running(socket, &format!("upgrade {}", program.display())).map(|_| ())
 }
 
-/// The page from the daemon, or without one, made here.
-fn page(socket: &Path, pid: u32, file: File, view: View) -> Result<Vec<u8>> {
-    match control::ask(socket, &format!("cat {pid} {}", file.path()))? {
+/// The text from the daemon, or without one, made here.
+fn text(socket: &Path, pid: u32, file: &file::Path, view: View) -> Result<Vec<u8>> {
+    match control::ask(socket, &format!("cat {pid} {file}"))? {
         Some(page) => Ok(page),
         None => {
             let policy = Policy { cpu_view: view.into(), ..Policy::default() };
             let rooms = Rooms::open(policy, InitLookup::Ask)?;
-            Ok(rooms.road.page(file, pid)?.to_vec())
+            Ok(rooms.road.text(file, pid)?.to_vec())
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{Errno, Error, Result};
 use crate::files::{self, Policy, Reader, View};
 use crate::keep::memory::Memory;
 use crate::model::container::{CgroupPaths, Container};
-use crate::model::file::{File, Resource};
+use crate::model::file::{File, Path, Resource};
 use crate::model::topology::{Place, Shown, Tree};
 use crate::source::trigger::PressureFile;
 use crate::source::{Machine, Source};
@@ -127,6 +127,21 @@ impl Road {
             self.machine.read_sys(&place.path(), &mut page).map(|()| page)
         };
         made.map_or_else(host, Ok).map(Bytes::from)
+    }
+
+    /// The text of the file at `path` as the thread `tid` finds it.
+    ///
+    /// # Errors
+    /// As for [`Road::page`], and where a path names a CPU or node that the thread is not shown (`ENOENT`).
+    pub fn text(&self, path: &Path, tid: u32) -> Result<Bytes> {
+        match path {
+            Path::File(file) => self.page(*file, tid),
+            Path::Place(place) => {
+                let is_shown = place.host_path(&self.shown(place.tree, tid)?).is_some();
+                let missing = || Error::io("read", path.to_string(), Errno::NOENT);
+                is_shown.then(|| self.sysfs(place, tid)).ok_or_else(missing)?
+            }
+        }
     }
 
     /// What the thread `tid` is shown of `tree`.

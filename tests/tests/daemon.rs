@@ -213,6 +213,7 @@ fn status_and_cat_speak_to_the_daemon() -> Result<()> {
 
     let cgroup = Cgroup::new("cat")?;
     cgroup.limit_memory(128 << 20)?;
+    cgroup.limit_cpus("1")?;
     let mut running = Container::new(&cgroup).spawn(&["/bin/sh", "-c", "echo up; read line"])?;
     running.line()?;
     let pid = running.init().to_string();
@@ -221,6 +222,14 @@ fn status_and_cat_speak_to_the_daemon() -> Result<()> {
         let page = String::from_utf8(page.stdout)?;
         ensure!(page.starts_with("MemTotal:         131072 kB\n"), "{mount}: {page}");
     }
+    let cat = |file: &str| daemon.run(&["cat", "--as", &pid, "--mount", &point, file]);
+    let possible = cat("/sys/devices/system/cpu/possible")?;
+    ensure!(possible.stdout == b"1\n", "{possible:?}");
+    ensure!(!cat("/sys/devices/system/cpu/cpu1/topology/core_id")?.stdout.is_empty());
+    for hidden in ["cpu0/topology/core_id", "cpu1/topology/nothing"] {
+        refused(&cat(&format!("/sys/devices/system/cpu/{hidden}"))?, 1, &["No such file"])?;
+    }
+    refused(&cat("/sys/devices/system/cpu/cpu1/crash_notes")?, 2, &["no such file"])?;
     refused(&daemon.run(&["cat", "--as", "1", "version"])?, 2, &["no such file", "/proc/meminfo"])?;
     refused(&daemon.run(&["cat", "--as", "0", "stat"])?, 2, &["--as"])?;
     let gone = daemon.run(&["cat", "--as", "4000000", "--mount", &point, "stat"])?;

@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::status::Status;
 use crate::error::{Errno, Error, Result};
-use crate::model::file::File;
 use crate::road::Road;
 
 /// The longest request line.
@@ -156,8 +155,8 @@ fn answer(request: &[u8], road: &Road, status: &Status) -> Result<Vec<u8>, Strin
         (Some("status"), Some("text"), None) => Ok(status.now(road).to_string().into_bytes()),
         (Some("cat"), Some(pid), Some(file)) => {
             let pid = pid.parse().map_err(|_| format!("{pid} is no pid"))?;
-            let file: File = file.parse()?;
-            road.page(file, pid).map(|page| page.to_vec()).map_err(|error| error.to_string())
+            let text = road.text(&file.parse()?, pid);
+            text.map(|text| text.to_vec()).map_err(|error| error.to_string())
         }
         _ => Err("unknown request".to_owned()),
     }

@@ -1,5 +1,9 @@
 //! The files we make.
 
+use std::fmt;
+
+use super::topology::Place;
+
 /// A file we make. The host has each under the same name: it is the template, and the fallback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum File {
@@ -88,6 +92,37 @@ impl std::str::FromStr for File {
     }
 }
 
+/// A file by its path, of procfs or in one of the trees of sysfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Path {
+    /// One of those that are made from numbers.
+    File(File),
+    /// One of the trees'.
+    Place(Place),
+}
+
+impl std::str::FromStr for Path {
+    type Err = String;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        let unknown = match path.parse() {
+            Ok(file) => return Ok(Self::File(file)),
+            Err(error) => error,
+        };
+        let trees = || format!("{unknown}, and those in the trees of /sys/devices/system");
+        Place::of_path(path).map(Self::Place).ok_or_else(trees)
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => f.write_str(file.path()),
+            Self::Place(place) => f.write_str(&place.path()),
+        }
+    }
+}
+
 /// What tasks can stall on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Resource {
@@ -122,5 +157,23 @@ mod tests {
         }
         assert_eq!("/sys/devices/system/cpu/online".parse(), Ok(File::CpuOnline));
         assert!("/proc/version".parse::<File>().is_err());
+    }
+
+    #[test]
+    fn a_path_is_a_file_or_a_place_in_a_tree() {
+        assert_eq!("stat".parse(), Ok(Path::File(File::Stat)));
+        for path in
+            ["sys/devices/system/cpu/cpu3/topology/core_id", "sys/devices/system/cpu/present"]
+        {
+            let found: Path = format!("/{path}").parse().unwrap();
+            assert!(matches!(found, Path::Place(_)), "{found:?}");
+            assert_eq!(found.to_string(), path);
+        }
+        for path in
+            ["/sys/devices/system", "/sys/devices/system/cpu", "/sys/devices/system/cpu/probe"]
+        {
+            assert!(path.parse::<Path>().unwrap_err().contains("/proc/stat"), "{path}");
+        }
+        assert!("/sys/devices/system/cpu/cpu0/../../../kernel/x".parse::<Path>().is_err());
     }
 }

@@ -138,6 +138,15 @@ impl Place {
         Self { tree, unit: None, rest: Arc::from([]) }
     }
 
+    /// The place at a path as a person types it: `/sys/devices/system/cpu/cpu3/topology/core_id`.
+    #[must_use]
+    pub fn of_path(path: &str) -> Option<Self> {
+        let path = path.trim_start_matches('/').strip_prefix("sys/devices/system/")?;
+        let (tree, rest) = path.split_once('/')?;
+        let tree = Tree::ALL.into_iter().find(|known| known.name() == tree)?;
+        rest.split('/').try_fold(Self::top(tree), |place, name| place.child(name.as_bytes()))
+    }
+
     /// The place called `name` in this directory, if names like that are served here.
     #[must_use]
     pub fn child(&self, name: &[u8]) -> Option<Self> {

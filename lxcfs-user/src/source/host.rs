@@ -171,7 +171,11 @@ impl Machine for Host {
             .and_then(|(tree, below)| {
                 rustix::fs::openat2(tree, below, flags, Mode::empty(), resolve)
             })
-            .and_then(|fd| read_whole(&fd, text))
+            .and_then(|fd| match rustix::fs::fstat(&fd)?.st_mode & 0o004 {
+                // We may read what the reader may not: for root alone is for nobody.
+                0 => Err(Errno::NOENT),
+                _ => read_whole(&fd, text),
+            })
             .map_err(|errno| Error::io("read", format!("/{path}"), errno))
     }
 
