@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
+mod fuzz;
 mod matrix;
 mod soak;
 
@@ -62,8 +63,9 @@ const HOST_TOOLS: [(&str, &str); 10] = [
 /// programs 5 s, too few for an emulator. `shows`: what `languages` needs, and node_exporter.
 const HOST_SUITES: [&str; 5] = ["engines", "languages", "peer", "psutil", "shows"];
 
-/// Suites for guests alone, where nothing else runs. `whole`: the machine's load is the sum of all cgroups'.
-const GUEST_SUITES: [&str; 1] = ["whole"];
+/// Suites for guests alone, where nothing else runs. `clock`: sets the machine's clock. `whole`: the machine's load is the
+/// sum of all cgroups'.
+const GUEST_SUITES: [&str; 2] = ["clock", "whole"];
 
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];

@@ -164,7 +164,16 @@ pub fn number(name: &str) -> Option<u32> {
 mod tests {
     use std::os::fd::AsFd;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_words_name_no_standard_stream(text in "([a-z-]{0,3}=?-?[0-9]{0,12},?){0,5}|.*") {
+            prop_assert!(parse(&text).iter().all(|(_, number)| *number > 2));
+        }
+    }
 
     #[test]
     fn names_and_numbers_survive_the_environment() {

@@ -37,6 +37,9 @@ pub(crate) struct SoakArgs {
     /// Seconds of steady load in guests
     #[arg(long, default_value_t = 300)]
     steady: u64,
+    /// Seconds of fuzzing each parser
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
 }
 
 /// A part of the whole, in the order they run in.
@@ -58,6 +61,8 @@ enum Part {
     Restarts,
     /// In guests: all cgroups together are the kernel's own load
     Steady,
+    /// Any bytes for every parser
+    Fuzz,
 }
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
@@ -70,6 +75,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
         println!("> {part:?}");
         match part {
             Part::Steady => steady(args.steady)?,
+            Part::Fuzz => super::fuzz::run(args.seconds)?,
             _ => here(*part, args)?,
         }
         println!("> {part:?}: {:.0} s", began.elapsed().as_secs_f64());
@@ -94,7 +100,7 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
         ),
         // The whole suite.
         Part::Restarts => ("restart", "", &[("LXCFS_TEST_RESTARTS", args.restarts)]),
-        Part::Ticks | Part::Steady => {
+        Part::Ticks | Part::Steady | Part::Fuzz => {
             ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])
         }
     };

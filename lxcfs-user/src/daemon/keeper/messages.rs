@@ -104,7 +104,24 @@ fn parse(text: &str, descriptors: Vec<OwnedFd>) -> Message {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_one_message_at_most(
+            text in "((FDSTORE|FDSTOREREMOVE|FDNAME|MAINPID|READY)(=(-?[0-9]{0,12}|.{0,3}))?\n?){0,4}|.*"
+        ) {
+            match parse(&text, Vec::new()) {
+                Message::Keep(..) => prop_assert!(text.contains("FDSTORE=1")),
+                Message::Forget(_) => prop_assert!(text.contains("FDSTOREREMOVE=1")),
+                Message::Daemon(pid) => prop_assert!(text.contains(&pid.to_string())),
+                Message::Serves => prop_assert!(text.contains("READY=1")),
+                Message::Nothing => {}
+            }
+        }
+    }
 
     #[test]
     fn messages_are_understood() {

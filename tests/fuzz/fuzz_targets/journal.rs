@@ -1,0 +1,4 @@
+//! See `lxcfs_fuzz::targets::journal`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| lxcfs_fuzz::targets::journal(data));
