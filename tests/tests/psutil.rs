@@ -68,6 +68,25 @@ fn psutils_tests_pass_as_they_do_without_our_files() -> Result<()> {
     Ok(())
 }
 
+/// A process started when it did, and the machine with the host: psutil adds the start to btime, as ps does.
+#[test]
+fn starts_and_boot_are_right() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = Cgroup::new("psutil")?;
+    let now_s = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let began_s = now_s()?.as_secs();
+    let text = Container::new(&cgroup).files(&daemon.mount_point()).sh(
+        "/usr/bin/python3 -c 'import psutil; print(int(psutil.Process().create_time()), int(psutil.boot_time()))'",
+    )?;
+    let (started, booted) = text.trim().split_once(' ').context("two numbers")?;
+    let (started_s, booted_s): (u64, u64) = (started.parse()?, booted.parse()?);
+    ensure!((began_s - 1..=now_s()?.as_secs() + 1).contains(&started_s), "at {began_s}: {text}");
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let btime = stat.lines().find_map(|line| line.strip_prefix("btime ")).context("no btime")?;
+    ensure!(booted_s.abs_diff(btime.parse()?) <= 1, "the host says {btime}: {text}");
+    Ok(())
+}
+
 /// What the tests came to, and what pytest said.
 fn run(daemon: &Daemon, with_files: bool) -> Result<(Outcomes, String)> {
     let cgroup = Cgroup::new("psutil")?;

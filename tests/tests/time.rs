@@ -72,3 +72,19 @@ fn the_container_is_up_since_its_start() -> Result<()> {
     ensure!(stat.lines().any(|line| line == ours.trim()), "{ours}");
     Ok(())
 }
+
+/// `who -b` reads no file of ours: it tells what the container's own utmp says, which its init writes.
+#[test]
+fn who_tells_what_the_utmp_of_the_container_says() -> Result<()> {
+    // A record of kind `BOOT_TIME`, 2, and its seconds (utmp(5)).
+    const RECORD: &str = "import struct, sys; sys.stdout.buffer.write(struct.pack(\"<hxxi32s4s32s256shhiii16s20s\", \
+         2, 0, b\"~\", b\"~~\", b\"reboot\", b\"\", 0, 0, 0, int(sys.argv[1]), 0, b\"\", b\"\"))";
+    let (daemon, _cgroup, mut container) = shell()?;
+    let utmp = daemon.directory().join("utmp").display().to_string();
+    let began = now_s()?;
+    container.say(&format!("python3 -c '{RECORD}' {began} > {utmp}"))?;
+    let said = container
+        .say(&format!("date -d \"$(LC_ALL=C who -b {utmp} | sed 's/.*system boot *//')\" +%s"))?;
+    ensure!(number(&said)? == began - began % 60, "{began}: {said}");
+    Ok(())
+}
