@@ -109,11 +109,12 @@ pub const fn host_lines(file: File) -> &'static [&'static str] {
     }
 }
 
-/// Appends the text of the file at `place` in one of the trees of `/sys`.
+/// Appends the text of the file at `place` in one of the trees of `/sys`. `false`: there is none for this reader, or not
+/// any more.
 ///
 /// # Errors
 /// As for [`page`].
-pub fn sysfs(place: &Place, view: &View<'_>, page: &mut Vec<u8>) -> Result<()> {
+pub fn sysfs(place: &Place, view: &View<'_>, page: &mut Vec<u8>) -> Result<bool> {
     topology::page(view, place, page)
 }
 

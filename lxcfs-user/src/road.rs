@@ -116,31 +116,28 @@ impl Road {
     /// The text of the file at `place` for the thread `tid`.
     ///
     /// # Errors
-    /// As for [`Road::page`].
+    /// As for [`Road::page`], and where the CPU or node is not shown, or not any more (`ENODEV`, as in sysfs).
     pub fn sysfs(&self, place: &Place, tid: u32) -> Result<Bytes> {
         let made = self.made(tid, TREES, |view| {
             let mut page = Vec::with_capacity(256);
-            files::sysfs(place, view, &mut page).map(|()| page)
+            Ok(files::sysfs(place, view, &mut page)?.then_some(page))
         })?;
+        let gone = || Error::io("read", format!("/{}", place.path()), Errno::NODEV);
         let host = || {
             let mut page = Vec::with_capacity(256);
             self.machine.read_sys(&place.path(), &mut page).map(|()| page)
         };
-        made.map_or_else(host, Ok).map(Bytes::from)
+        made.map_or_else(host, |page| page.ok_or_else(gone)).map(Bytes::from)
     }
 
     /// The text of the file at `path` as the thread `tid` finds it.
     ///
     /// # Errors
-    /// As for [`Road::page`], and where a path names a CPU or node that the thread is not shown (`ENOENT`).
+    /// As for [`Road::page`] and [`Road::sysfs`].
     pub fn text(&self, path: &Path, tid: u32) -> Result<Bytes> {
         match path {
             Path::File(file) => self.page(*file, tid),
-            Path::Place(place) => {
-                let is_shown = place.host_path(&self.shown(place.tree, tid)?).is_some();
-                let missing = || Error::io("read", path.to_string(), Errno::NOENT);
-                is_shown.then(|| self.sysfs(place, tid)).ok_or_else(missing)?
-            }
+            Path::Place(place) => self.sysfs(place, tid),
         }
     }
 
@@ -204,12 +201,15 @@ impl Road {
         tid: u32,
         make: impl Fn(&View<'_>) -> Result<T>,
     ) -> Result<Option<T>> {
-        let try_once = || {
+        let mut known = None;
+        let mut try_once = || {
             let Caller::Container(container) = self.callers.find(tid)? else {
                 return Ok(None);
             };
+            // Until it is found again, or what was shown of it would be forgotten, and its counters fall.
+            let container = known.insert(container);
             let view = View {
-                container: &container,
+                container,
                 source: &*self.source,
                 machine: &*self.machine,
                 policy: &self.policy,

@@ -15,12 +15,13 @@ const ROUNDS: u64 = 5;
 /// Reads everything until the file `stop` is there; a line for each time, or what was wrong first.
 const READER: &str = r#"
 import errno, os, sys
-stop, last = sys.argv[1], {}
+stop, last, before = sys.argv[1], {}, None
 
 def wrong(path, page):
-    sys.exit('wrong: %s: %s' % (path, page))
+    sys.exit('wrong: %s: %.500s; before: %s' % (path, page, before))
 
 def grows(name, numbers):
+    global before
     before = last.get(name, numbers)
     last[name] = numbers
     return all(old <= new for old, new in zip(before, numbers))

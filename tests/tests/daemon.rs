@@ -227,7 +227,7 @@ fn status_and_cat_speak_to_the_daemon() -> Result<()> {
     ensure!(possible.stdout == b"1\n", "{possible:?}");
     ensure!(!cat("/sys/devices/system/cpu/cpu1/topology/core_id")?.stdout.is_empty());
     for hidden in ["cpu0/topology/core_id", "cpu1/topology/nothing"] {
-        refused(&cat(&format!("/sys/devices/system/cpu/{hidden}"))?, 1, &["No such file"])?;
+        refused(&cat(&format!("/sys/devices/system/cpu/{hidden}"))?, 1, &["No such device"])?;
     }
     refused(&cat("/sys/devices/system/cpu/cpu1/crash_notes")?, 2, &["no such file"])?;
     refused(&daemon.run(&["cat", "--as", "1", "version"])?, 2, &["no such file", "/proc/meminfo"])?;

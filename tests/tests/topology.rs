@@ -105,6 +105,32 @@ fn a_cpu_of_another_container_is_not_there() -> Result<()> {
     Ok(())
 }
 
+/// A file that was opened while its CPU was shown is gone with it, as in sysfs: the reader gets no number of the host's,
+/// and is not taken for another container's, whose times begin anew.
+#[test]
+fn a_cpu_that_goes_takes_its_open_files_and_no_time_with_it() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = limited("goes", "0-1")?;
+    let mut container = shell(&daemon, &cgroup)?;
+    let times = |container: &mut Running| -> Result<Vec<u64>> {
+        let row = container.say("head -n 1 /proc/stat")?;
+        row.split_whitespace().skip(1).map(|word| word.parse().context("no number")).collect()
+    };
+    container.say("exec 3< /sys/devices/system/cpu/cpu1/topology/core_id")?;
+    container.say("i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 1")?;
+    let before = times(&mut container)?;
+    cgroup.limit_cpus("0")?;
+    let said = container.say("python3 -c 'import os; os.read(3, 9)' 2>&1")?;
+    ensure!(said.contains("No such device"), "{said}");
+    let after = times(&mut container)?;
+    ensure!(before.iter().zip(&after).all(|(old, new)| old <= new), "{before:?} {after:?}");
+    let status = daemon.run(&["status", "--json", &daemon.mount_point().display().to_string()])?;
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+    let fallbacks = status["fallbacks"].as_array().context("no list of fallbacks")?;
+    ensure!(fallbacks.is_empty(), "{fallbacks:?}");
+    Ok(())
+}
+
 /// Nothing in the trees can be written to, or read by root alone, or names a CPU that is not shown.
 #[test]
 fn nothing_in_the_trees_is_writable_or_of_another_cpu() -> Result<()> {

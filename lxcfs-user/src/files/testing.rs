@@ -52,7 +52,7 @@ impl Case {
     /// The text of a file of `/sys`.
     pub(super) fn sysfs(&self, place: &Place) -> Result<String> {
         let mut text = Vec::new();
-        sysfs(place, &self.view(), &mut text)?;
+        assert!(sysfs(place, &self.view(), &mut text)?, "{place:?} is not there");
         Ok(String::from_utf8(text).expect("pages of ASCII hosts are ASCII"))
     }
 

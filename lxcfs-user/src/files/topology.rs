@@ -6,7 +6,7 @@
 use std::io::Write;
 
 use super::{View, node_meminfo};
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::model::cpus::{CpuSet, CpuView};
 use crate::model::topology::{Content, Place, Shown, Tree};
 use crate::source::{Machine, parse};
@@ -14,31 +14,38 @@ use crate::source::{Machine, parse};
 /// Where the trees are on the host.
 const SYSTEM: &str = "sys/devices/system";
 
-/// Appends the text of the file at `place`.
-pub(super) fn page(view: &View<'_>, place: &Place, page: &mut Vec<u8>) -> Result<()> {
+/// Appends the text of the file at `place`. `false`: there is none for this reader, or not any more.
+pub(super) fn page(view: &View<'_>, place: &Place, page: &mut Vec<u8>) -> Result<bool> {
     let shown = view.shown(place.tree)?;
-    let path = place.host_path(&shown).unwrap_or_default();
-    let path = format!("{SYSTEM}/{}", String::from_utf8_lossy(&path));
-    let host = || read(view.machine, &path);
-    match place.content() {
+    let Some(path) = place.host_path(&shown) else { return Ok(false) };
+    let content = place.content();
+    let host = match content {
+        Content::Shown | Content::Nothing => Vec::new(),
+        _ => match read(view.machine, &format!("{SYSTEM}/{}", String::from_utf8_lossy(&path))) {
+            // A CPU that was unplugged since.
+            Err(Error { errno: Errno::NOENT | Errno::NODEV, .. }) => return Ok(false),
+            host => host?,
+        },
+    };
+    match content {
         Content::Shown => {
             let _ = writeln!(page, "{}", shown.units(place.tree).unwrap_or_default());
         }
         Content::Nothing => page.push(b'\n'),
         Content::List(tree) => {
-            let set = cut(&parse_list(&host()?), tree, &shown);
+            let set = cut(&parse_list(&host), tree, &shown);
             let _ = writeln!(page, "{}", with_shown_cpus(view, place, set, &shown)?);
         }
-        Content::Mask => render_mask(&host()?, &shown, page),
-        Content::Words => render_words(&host()?, &shown, page),
+        Content::Mask => render_mask(&host, &shown, page),
+        Content::Words => render_words(&host, &shown, page),
         Content::Distance => {
             let online = parse_list(&read(view.machine, &format!("{SYSTEM}/node/online"))?);
-            render_distance(&host()?, &online, &shown, page);
+            render_distance(&host, &online, &shown, page);
         }
-        Content::Meminfo => node_meminfo::page(view, place.unit.unwrap_or(0), &host()?, page)?,
-        Content::Host => page.extend_from_slice(&host()?),
+        Content::Meminfo => node_meminfo::page(view, place.unit.unwrap_or(0), &host, page)?,
+        Content::Host => page.extend_from_slice(&host),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The nodes the container is shown: those it may have memory of, and those of its CPUs.
