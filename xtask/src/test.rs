@@ -2,6 +2,7 @@
 
 mod fuzz;
 mod matrix;
+mod miri;
 mod soak;
 
 use std::io::BufRead as _;

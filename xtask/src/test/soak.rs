@@ -63,6 +63,8 @@ enum Part {
     Steady,
     /// Any bytes for every parser
     Fuzz,
+    /// The rooms without I/O under an interpreter of a nightly toolchain
+    Miri,
 }
 
 pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
@@ -76,6 +78,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
         match part {
             Part::Steady => steady(args.steady)?,
             Part::Fuzz => super::fuzz::run(args.seconds)?,
+            Part::Miri => super::miri::run()?,
             _ => here(*part, args)?,
         }
         println!("> {part:?}: {:.0} s", began.elapsed().as_secs_f64());
@@ -100,7 +103,8 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
         ),
         // The whole suite.
         Part::Restarts => ("restart", "", &[("LXCFS_TEST_RESTARTS", args.restarts)]),
-        Part::Ticks | Part::Steady | Part::Fuzz => {
+        // The other three are no tests of a suite here.
+        Part::Ticks | Part::Steady | Part::Fuzz | Part::Miri => {
             ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])
         }
     };
