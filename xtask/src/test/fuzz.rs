@@ -25,7 +25,7 @@ const SLOW_S: u32 = 20;
 pub(super) fn run(seconds: u64) -> Result<()> {
     let (source, target) = (crate::root().join("tests/fuzz"), crate::root().join("target/fuzz"));
     let status = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--locked", "--target", PLATFORM, "--target-dir"])
+        .args(["build", "--quiet", "--release", "--target", PLATFORM, "--target-dir"])
         .arg(&target)
         .current_dir(&source)
         .env("RUSTFLAGS", COVERAGE.join(" "))
