@@ -32,10 +32,12 @@ const FILES: [&str; 9] = [
 
 /// What may differ: a file, its fields, and words of the line in FILES.md, below the file's heading, that says so.
 /// `*` stands for any text.
-const DIFFERENT: [(&str, &[&str], &str); 35] = [
+const DIFFERENT: [(&str, &[&str], &str); 36] = [
     ("proc/cpuinfo", &["processor"], "keeps the kernel's number in the cpuset view"),
     ("proc/cpuinfo", &["siblings"], "| `siblings` | CPUs shown of the same `physical id`"),
     ("proc/cpuinfo", &["cpu cores"], "| `cpu cores` | `core id`s shown"),
+    // It is another from one reading to the next.
+    ("proc/cpuinfo", &["cpu MHz"], "| every other line, and text about the machine"),
     ("proc/diskstats", &["*"], "on v1 from 5.0 kernels on: all is the host's"),
     ("proc/loadavg", &["1 minute", "5 minutes", "15 minutes"], "always on; any depth; wall time"),
     ("proc/loadavg", &["running"], "LXCFS: 0 between two bursts"),
