@@ -13,6 +13,7 @@ mod sampler;
 mod started;
 pub mod status;
 mod upgrade;
+mod watchdog;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -22,6 +22,7 @@ use super::connection;
 use super::mount::{Mount, resolve};
 use super::pidfile::Pidfile;
 use super::process::{self, Process};
+use super::watchdog::Watchdog;
 use crate::cli::Serve;
 use crate::error::{Errno, Error, Result};
 use crate::keep::store;
@@ -106,6 +107,7 @@ impl Keeper<'_> {
             Some(pid) => self.adopt(pid)?,
             None => self.start()?,
         }
+        let mut watchdog = Watchdog::of_event_loop();
         loop {
             let due = self.due.unwrap_or_else(|| Instant::now() + PATIENCE);
             let ended = process::ended(self.running.as_mut().map(|running| &mut running.process));
@@ -118,6 +120,7 @@ impl Keeper<'_> {
                 _ = children.recv() => { self.reap(); None }
                 () = ended => { self.reap(); self.ended()? }
                 message = self.messages.receive() => { self.take(message)?; None }
+                () = watchdog.beat() => None,
                 () = tokio::time::sleep_until(due) => self.overdue()?,
             };
             if let Some(code) = next {
@@ -141,6 +144,7 @@ impl Keeper<'_> {
             .env("NOTIFY_SOCKET", self.messages.path())
             .env(store::STORE, ROOM.to_string())
             .env(store::KEEPER, std::process::id().to_string())
+            .env_remove("WATCHDOG_USEC")
             .env_remove(ADOPTED);
         let held = self.held.iter().map(|(name, held)| (name.clone(), held.as_fd()));
         let child = store::start(&mut command, &held.collect::<Vec<_>>())?;

@@ -187,6 +187,7 @@ impl Started {
             policy: super::policy(arguments),
             supplies: accounting::supplies(rooms.files.supplies(), &accounting),
             store,
+            workers: Arc::clone(workers),
         };
         let socket = control::socket_path(&arguments.runtime_dir, mount.point());
         let held = [(DEVICE, device.as_fd()), (JOURNAL, journal.memory())];
@@ -196,7 +197,8 @@ impl Started {
         let held: Vec<(String, BorrowedFd<'_>)> = held.chain(counted).collect();
         let status = Arc::new(status);
         let (road, socket) = (&rooms.road, socket.as_path());
-        let attendance = Attendance { road, status, socket, store, held, signals, ended };
+        let workers = Arc::clone(workers);
+        let attendance = Attendance { road, status, socket, store, held, signals, ended, workers };
         let served = runtime.block_on(attendance.wait());
         let _ = std::fs::remove_file(socket);
         let outcome = served?;
@@ -216,7 +218,7 @@ impl Started {
                     counting.programs.retire();
                 }
                 journal.left_ns().store(monotonic_ns(), Ordering::Relaxed);
-                leave(workers, usize::from(arguments.threads), mount.point());
+                leave(&parts.workers, usize::from(arguments.threads), mount.point());
                 journal.let_go();
                 Ok(())
             }

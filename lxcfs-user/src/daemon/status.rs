@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
 use crate::files::Policy;
 use crate::keep::store::Store;
+use crate::keep::workers::Workers;
 use crate::model::cpus::CpuView;
 use crate::road::Road;
 use crate::road::fallback::{Decided, Fallback};
@@ -23,6 +26,8 @@ pub struct Status {
     pub supplies: Vec<Supply>,
     /// Who keeps the mount when the daemon dies.
     pub store: Store,
+    /// Who answers.
+    pub workers: Arc<Workers>,
 }
 
 /// A report of one moment.
@@ -46,6 +51,8 @@ pub struct Report {
     containers: usize,
     /// Requests that ended in a panic.
     panics: u64,
+    /// Requests that took more than 5 s.
+    slow: u64,
     supplies: Vec<Supply>,
     fallbacks: Vec<Fallback>,
     decided: Vec<Decided>,
@@ -75,6 +82,7 @@ impl Status {
             passthrough: road.is_passthrough(),
             containers: road.callers().containers().len(),
             panics: crate::fs::panics(),
+            slow: self.workers.slow().load(Ordering::Relaxed),
             supplies: self.supplies.clone(),
             fallbacks: road.fallbacks().list(),
             decided: road.fallbacks().decided(),
@@ -100,6 +108,9 @@ impl fmt::Display for Report {
         }
         if self.panics > 0 {
             writeln!(f, "  PANICS             {} requests answered with EIO", self.panics)?;
+        }
+        if self.slow > 0 {
+            writeln!(f, "  slow requests      {} took more than 5 s, see the log", self.slow)?;
         }
         writeln!(f, "\nWhat supplies what:")?;
         for Supply { group, from } in &self.supplies {

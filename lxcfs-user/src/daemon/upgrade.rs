@@ -67,6 +67,8 @@ pub(super) fn start(program: &Path, descriptors: &[(String, BorrowedFd<'_>)]) ->
     let mut arguments = std::env::args_os();
     std::os::unix::process::CommandExt::arg0(&mut command, arguments.next().unwrap_or_default());
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    // systemd will wait for its beats as for ours, and has named us.
+    command.env_remove("WATCHDOG_PID");
     command.args(arguments).env(SUCCESSOR, "1").stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = store::start(&mut command, descriptors)?;
     let failed = |cause: String| Error::because("upgrade to", program, Errno::IO, cause);

@@ -406,3 +406,25 @@ impl From<Errno> for crate::error::Error {
         Self::because("serve", "a request", errno, "a panic, reported above")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_errno_and_counted() {
+        let before = panics();
+        let lock = crate::model::lock::lock;
+        let shared = std::sync::Mutex::new(1);
+        let panicking = || -> Result<u32, Errno> {
+            let _held = lock(&shared);
+            panic!("this is to be seen in the test's output")
+        };
+        assert_eq!(guarded(panicking), Err(Errno::IO));
+        assert_eq!(panics(), before + 1);
+        let next: Result<u32, Errno> = guarded(|| Ok(*lock(&shared)));
+        assert_eq!(next, Ok(1), "the next one is served, with the same locks");
+        let error: crate::error::Error = Errno::IO.into();
+        assert!(error.to_string().contains("a panic"), "{error}");
+    }
+}

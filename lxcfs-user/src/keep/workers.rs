@@ -1,8 +1,9 @@
 //! The threads that answer requests: what each works on, for the journal and the watchdog, and how they come to rest.
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::journal::Journal;
@@ -56,6 +57,11 @@ pub struct Workers {
     resting: AtomicBool,
     /// How many do rest.
     at_rest: AtomicUsize,
+    /// The thread that looks for requests that take long, and whether it is about to look.
+    watcher: OnceLock<Thread>,
+    is_watched: AtomicBool,
+    /// Requests that took long, in the life of this process.
+    slow: AtomicU64,
 }
 
 /// A request under work. Dropping it, after the reply, ends that.
@@ -87,7 +93,14 @@ impl Workers {
     /// The threads that write to `journal`.
     #[must_use]
     pub const fn new(journal: Arc<Journal>) -> Self {
-        Self { journal, resting: AtomicBool::new(false), at_rest: AtomicUsize::new(0) }
+        Self {
+            journal,
+            resting: AtomicBool::new(false),
+            at_rest: AtomicUsize::new(0),
+            watcher: OnceLock::new(),
+            is_watched: AtomicBool::new(false),
+            slow: AtomicU64::new(0),
+        }
     }
 
     /// Says that this thread works on `request` from now on.
@@ -102,8 +115,51 @@ impl Workers {
             store(THREAD, thread_id());
             store(REQUEST, request);
         }
+        if !self.is_watched.load(Ordering::Relaxed) {
+            self.wake_watcher();
+        }
         self.journal.latest_request().store(request, Ordering::Relaxed);
         Working { workers: self, slot }
+    }
+
+    /// Makes this thread the one that looks for requests that take long.
+    pub fn watch(&self) {
+        // One watches, and is the first to ask.
+        let _ = self.watcher.set(std::thread::current());
+    }
+
+    /// What is worked on, once in each `pause`. Sleeps while nothing has been asked for two of them: a daemon that nobody
+    /// asks wakes up for nothing.
+    #[must_use]
+    pub fn look(&self, pause: Duration) -> Vec<Unanswered> {
+        let mut quiet = 0;
+        loop {
+            std::thread::sleep(pause);
+            let unanswered = Self::unanswered(&self.journal);
+            let was_asked = self.is_watched.swap(false, Ordering::Relaxed);
+            if was_asked || !unanswered.is_empty() {
+                return unanswered;
+            }
+            quiet += 1;
+            // A thread may have begun and not have seen that nobody looks any more: the second look finds what it does.
+            while quiet > 1 && !self.is_watched.load(Ordering::Relaxed) {
+                std::thread::park();
+            }
+        }
+    }
+
+    #[cold]
+    fn wake_watcher(&self) {
+        if let Some(watcher) = self.watcher.get() {
+            self.is_watched.store(true, Ordering::Relaxed);
+            watcher.unpark();
+        }
+    }
+
+    /// Requests that took long, in the life of this process.
+    #[must_use]
+    pub const fn slow(&self) -> &AtomicU64 {
+        &self.slow
     }
 
     /// Brings the first `threads` threads to rest: each answers what it works on, and reads no further request.

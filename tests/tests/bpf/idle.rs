@@ -65,7 +65,8 @@ fn idle_containers_decay_and_wake_nobody() -> Result<()> {
     let (start, before) = at_tick(|| averages(&mut containers[0].0));
     let before = before?;
     ensure!(before[0] >= 0.1, "two tasks at one sample at least: {before:?}");
-    thread::sleep(Duration::from_secs(1));
+    // Two seconds after the last request nobody looks any more whether one takes long.
+    thread::sleep(Duration::from_secs(3));
     let (told, awake) = (notices(), switches(server)?);
     thread::sleep(window);
     let (awake, told) = (switches(server)? - awake, notices() - told);
