@@ -143,6 +143,9 @@ fn wrong_options_are_refused_with_their_reason() -> Result<()> {
     refused(&with(&["--no-such-option"])?, 2, &["--no-such-option", "Usage"])?;
     refused(&with(&["-o", "allow_othr"])?, 1, &["mount option allow_othr", "unknown"])?;
     refused(&with(&["--enable-cgroup"])?, 1, &["--enable-cgroup", "escape", "leave it out"])?;
+    let cause = ["--give-up host", "--strict", "leave one of them out"];
+    refused(&with(&["--give-up", "host", "--strict"])?, 1, &cause)?;
+    refused(&with(&["--give-up", "host", "--no-keeper"])?, 1, &cause)?;
     refused(&with(&["--cpu-view", "some"])?, 2, &["some", "cpuset", "quota", "host"])?;
     refused(
         &with(&["--pidfile", "/nonexistent/pid"])?,

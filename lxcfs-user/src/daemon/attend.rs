@@ -146,7 +146,7 @@ impl Attendance<'_> {
             None => store::program()?,
         };
         tracing::info!("starting {} beside this daemon", program.display());
-        let pid = upgrade::start(&program, &self.held)?;
+        let pid = upgrade::start(&program, &self.held, |_| {})?;
         tracing::info!("pid {pid} is ready and takes over");
         let _ = sd_notify::notify(&[NotifyState::MainPid(pid)]);
         Ok(())

@@ -5,6 +5,7 @@
 //! root's alone. Where the keeper is killed, the daemon starts another, which finds it serving ([`ADOPTED`]).
 
 mod backoff;
+mod host;
 mod messages;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,13 +18,14 @@ use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 use self::backoff::{Backoff, End, Next};
+use self::host::{Host, Outcome};
 use self::messages::{Message, Messages};
 use super::connection;
 use super::mount::{Mount, resolve};
 use super::pidfile::Pidfile;
 use super::process::{self, Process};
 use super::watchdog::Watchdog;
-use crate::cli::Serve;
+use crate::cli::{GiveUp, Serve};
 use crate::error::{Errno, Error, Result};
 use crate::keep::store;
 
@@ -44,6 +46,8 @@ struct Running {
     process: Process,
     since: Instant,
     serves: bool,
+    /// It was killed because it did not come to serve.
+    hung: bool,
     /// Known when it was our child and has ended.
     status: Option<WaitStatus>,
 }
@@ -60,6 +64,8 @@ struct Keeper<'a> {
     is_ending: bool,
     /// One has served: from then on we do not give up easily.
     has_served: bool,
+    /// No daemon can be started.
+    has_given_up: bool,
 }
 
 /// Keeps a daemon with these arguments going until told to end.
@@ -89,8 +95,15 @@ pub(super) fn run(arguments: &Serve, pidfile: &Path, mount_point: &Path) -> Resu
             due: None,
             is_ending: false,
             has_served: false,
+            has_given_up: false,
         };
-        let ended = keeper.attend().await;
+        let mut ended = keeper.attend().await;
+        while keeper.has_given_up && arguments.give_up == GiveUp::Host {
+            if let Err(error) = &ended {
+                tracing::error!("{error}");
+            }
+            ended = keeper.serve_host(mount_point).await;
+        }
         keeper.unmount(mount_point);
         ended
     });
@@ -104,6 +117,7 @@ impl Keeper<'_> {
         let mut children = tokio::signal::unix::signal(SignalKind::child())
             .map_err(|error| Error::std("handle", "signals", &error))?;
         match store::number(ADOPTED) {
+            _ if self.running.is_some() => {}
             Some(pid) => self.adopt(pid)?,
             None => self.start()?,
         }
@@ -139,17 +153,36 @@ impl Keeper<'_> {
         );
         // Signals of a terminal are for us to pass on.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.args(arguments);
+        self.make_ours(&mut command);
+        let held = self.held.iter().map(|(name, held)| (name.clone(), held.as_fd()));
+        let child = store::start(&mut command, &held.collect::<Vec<_>>())?;
+        self.running = Some(Running::new(child.id(), false)?);
+        Ok(())
+    }
+
+    /// Has what it starts speak to us.
+    fn make_ours(&self, command: &mut Command) {
         command
-            .args(arguments)
             .env("NOTIFY_SOCKET", self.messages.path())
             .env(store::STORE, ROOM.to_string())
             .env(store::KEEPER, std::process::id().to_string())
             .env_remove("WATCHDOG_USEC")
             .env_remove(ADOPTED);
-        let held = self.held.iter().map(|(name, held)| (name.clone(), held.as_fd()));
-        let child = store::start(&mut command, &held.collect::<Vec<_>>())?;
-        self.running = Some(Running::new(child.id(), false)?);
-        Ok(())
+    }
+
+    /// Answers readers ourselves, until a daemon can be started again.
+    async fn serve_host(&mut self, mount_point: &Path) -> Result<ExitCode> {
+        self.has_given_up = false;
+        let host = Host { arguments: self.arguments, held: &self.held, mount_point };
+        match host.serve(|command| self.make_ours(command)).await? {
+            Outcome::Ended => Ok(ExitCode::SUCCESS),
+            Outcome::Succeeded(pid) => {
+                self.backoff = Backoff::default();
+                self.running = Some(Running::new(pid, true)?);
+                self.attend().await
+            }
+        }
     }
 
     fn adopt(&mut self, pid: u32) -> Result<()> {
@@ -187,6 +220,7 @@ impl Keeper<'_> {
         }
         let how = running.status.map_or("for an unknown reason".to_owned(), describe);
         let end = match running {
+            Running { hung: true, .. } => End::Hung,
             Running { serves: false, .. } => End::NeverServed,
             Running { status: Some(status), .. } if was_told(status) => End::Told,
             Running { since, .. } => End::Crashed { after: since.elapsed() },
@@ -202,9 +236,15 @@ impl Keeper<'_> {
                 Ok(None)
             }
             Next::GiveUp(tries) => {
+                self.has_given_up = true;
                 let cause = format!("the daemon ended {tries} times in a row, last {how}");
-                Err(Error::because("keep up", self.point(), Errno::IO, cause)
-                    .hint("readers get ENOTCONN until lxcfs is started again"))
+                let error = Error::because("keep up", self.point(), Errno::IO, cause);
+                Err(match self.arguments.give_up {
+                    GiveUp::Abort => {
+                        error.hint("readers get ENOTCONN until lxcfs is started again")
+                    }
+                    GiveUp::Host => error,
+                })
             }
         }
     }
@@ -212,11 +252,12 @@ impl Keeper<'_> {
     /// Something should have happened by now.
     fn overdue(&mut self) -> Result<Option<ExitCode>> {
         self.due = None;
-        match &self.running {
+        match &mut self.running {
             None => self.start()?,
             Some(running) if !running.serves || self.is_ending => {
                 tracing::error!("the daemon does not come to an end or a beginning: killing it");
-                self.signal(Signal::KILL);
+                running.hung = true;
+                running.process.signal(Signal::KILL);
             }
             Some(_) => {}
         }
@@ -280,7 +321,7 @@ impl Keeper<'_> {
 impl Running {
     fn new(pid: u32, serves: bool) -> Result<Self> {
         let process = Process::watch(pid)?;
-        Ok(Self { process, since: Instant::now(), serves, status: None })
+        Ok(Self { process, since: Instant::now(), serves, hung: false, status: None })
     }
 }
 

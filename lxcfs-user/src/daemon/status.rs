@@ -28,6 +28,8 @@ pub struct Status {
     pub store: Store,
     /// Who answers.
     pub workers: Arc<Workers>,
+    /// It is the keeper who answers, because no daemon can be started.
+    pub has_given_up: bool,
 }
 
 /// A report of one moment.
@@ -47,6 +49,8 @@ pub struct Report {
     strict: bool,
     /// Whether everybody is shown the host's files (`SIGUSR2`).
     passthrough: bool,
+    /// Whether it is the keeper who answers, with the host's files, because no daemon can be started.
+    has_given_up: bool,
     /// Containers known now.
     containers: usize,
     /// Requests that ended in a panic.
@@ -80,6 +84,7 @@ impl Status {
             zswap: self.policy.zswap,
             strict: self.policy.strict,
             passthrough: road.is_passthrough(),
+            has_given_up: self.has_given_up,
             containers: road.callers().containers().len(),
             panics: crate::fs::panics(),
             slow: self.workers.slow().load(Ordering::Relaxed),
@@ -100,7 +105,12 @@ impl fmt::Display for Report {
         }
         writeln!(f, "  containers known   {}", self.containers)?;
         writeln!(f, "  cpu view           {}", format!("{:?}", self.cpu_view).to_lowercase())?;
-        if self.passthrough {
+        if self.has_given_up {
+            writeln!(
+                f,
+                "  GIVEN UP           no daemon can be started: everybody is shown the host's files (`lxcfs upgrade` tries again)"
+            )?;
+        } else if self.passthrough {
             writeln!(
                 f,
                 "  PASSTHROUGH        everybody is shown the host's files (SIGUSR2 ends it)"
