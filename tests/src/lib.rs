@@ -10,6 +10,7 @@ pub mod machine;
 pub mod mount;
 pub mod rootfs;
 pub mod runtime;
+pub mod store;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

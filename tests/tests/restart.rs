@@ -117,6 +117,7 @@ impl Readers {
             path("pieces", "proc/stat"),
             path("counters", "proc/stat"),
             path("path", "sys/devices/system/cpu/cpu0/topology/core_id"),
+            path("poller", "proc/pressure/cpu"),
             format!("calm:{}", calm.path("proc/meminfo").display()),
             format!("calm:{}", calm.path("proc/stat").display()),
             format!("calm:{}", calm.path("proc/uptime").display()),

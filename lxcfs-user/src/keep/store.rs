@@ -3,6 +3,7 @@
 //! systemd's protocol (`sd_pid_notify_with_fds`, `sd_listen_fds`) is spoken with whoever started us: systemd itself, or
 //! the keeper of our own, which answers to it as well. A program that starts us without either keeps nothing.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -93,7 +94,9 @@ pub fn given() -> Vec<(String, OwnedFd)> {
             .unwrap_or_default(),
     };
     let mut given = Vec::new();
-    for (name, number) in numbers {
+    let mut taken = HashSet::new();
+    // A number can be owned once, whoever names it how often.
+    for (name, number) in numbers.into_iter().filter(|(_, number)| taken.insert(*number)) {
         match take(number) {
             Ok(descriptor) => given.push((name, descriptor)),
             Err(errno) => tracing::warn!("{}", Error::io("take over descriptor", name, errno)),
