@@ -322,6 +322,45 @@ fn a_keeper_that_is_killed_is_replaced() -> Result<()> {
     Ok(())
 }
 
+/// An upgrade is one of the keeper, too: it becomes the new program, in place, and keeps on.
+#[test]
+fn a_keeper_is_upgraded_with_its_daemon() -> Result<()> {
+    let (mut daemon, first) = of_a_copy(&[])?;
+    let (other, keeper) = (daemon.directory().join("other"), daemon.pid());
+    copy_program(&other)?;
+    let cgroup = Cgroup::new("renewed")?;
+    let calm = Daemon::start()?;
+    let readers = Readers::start(&daemon, &calm, &cgroup)?;
+    let point = daemon.mount_point().display().to_string();
+    let runs = |program: &Path| {
+        let exe = fs::read_link(format!("/proc/{keeper}/exe"));
+        exe.is_ok_and(|exe| exe == program)
+    };
+    let upgrade = |daemon: &Daemon, to: &Path| -> Result<()> {
+        let server = daemon.server();
+        let to = to.to_str().context("an odd path")?;
+        let output = daemon.run(&["upgrade", to, "--mount", &point])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let _ = daemon.server_after(server);
+        Ok(())
+    };
+    for program in [&other, &first, &other] {
+        upgrade(&daemon, program)?;
+        lxcfs_tests::wait_for("the keeper to be the new program", || runs(program));
+        let server = daemon.server();
+        signal(server, Signal::SIGKILL)?;
+        let _ = daemon.server_after(server);
+    }
+    let seen = readers.end()?;
+    ensure!(seen.failures.is_empty(), "{:#?}\n{}", seen.failures, daemon.log());
+    // Told to end while it becomes another program, it ends.
+    upgrade(&daemon, &first)?;
+    ensure!(daemon.stop()?.code() == Some(0), "{}", daemon.log());
+    ensure!(!mount::is_mounted(&daemon.mount_point()));
+    ensure!(fs::read_dir(daemon.directory().join("run/lxcfs"))?.next().is_none());
+    Ok(())
+}
+
 /// A daemon of a program of its own, and that program.
 fn of_a_copy(options: &[&str]) -> Result<(Daemon, PathBuf)> {
     let directory = mount::new_directory()?;

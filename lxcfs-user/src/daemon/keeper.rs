@@ -7,6 +7,7 @@
 mod backoff;
 mod host;
 mod messages;
+mod renew;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -66,6 +67,10 @@ struct Keeper<'a> {
     has_served: bool,
     /// No daemon can be started.
     has_given_up: bool,
+    /// The daemon may be of another program than we are.
+    is_old: bool,
+    /// When we become that program, if we are to.
+    renews_at: Option<Instant>,
 }
 
 /// Keeps a daemon with these arguments going until told to end.
@@ -85,10 +90,18 @@ pub(super) fn run(arguments: &Serve, pidfile: &Path, mount_point: &Path) -> Resu
         .map_err(|error| Error::std("start", "the event loop", &error))?;
     let path = super::control::socket_path(&arguments.runtime_dir, mount_point);
     let ended = runtime.block_on(async {
-        let messages = Messages::listen(&path.with_extension("keeper"))?;
+        let (held, socket) = match store::number(ADOPTED) {
+            Some(_) => renew::given(),
+            None => (Vec::new(), None),
+        };
+        let path = path.with_extension("keeper");
+        let messages = match socket {
+            Some(socket) => Messages::adopt(socket, &path)?,
+            None => Messages::listen(&path)?,
+        };
         let mut keeper = Keeper {
             arguments,
-            held: Vec::new(),
+            held,
             messages,
             running: None,
             backoff: Backoff::default(),
@@ -96,6 +109,8 @@ pub(super) fn run(arguments: &Serve, pidfile: &Path, mount_point: &Path) -> Resu
             is_ending: false,
             has_served: false,
             has_given_up: false,
+            is_old: false,
+            renews_at: None,
         };
         let mut ended = keeper.attend().await;
         while keeper.has_given_up && arguments.give_up == GiveUp::Host {
@@ -116,6 +131,7 @@ impl Keeper<'_> {
         let mut signals = super::Signals::new()?;
         let mut children = tokio::signal::unix::signal(SignalKind::child())
             .map_err(|error| Error::std("handle", "signals", &error))?;
+        renew::listen_again();
         match store::number(ADOPTED) {
             _ if self.running.is_some() => {}
             Some(pid) => self.adopt(pid)?,
@@ -135,6 +151,10 @@ impl Keeper<'_> {
                 () = ended => { self.reap(); self.ended()? }
                 message = self.messages.receive() => { self.take(message)?; None }
                 () = watchdog.beat() => None,
+                () = tokio::time::sleep_until(self.renews_at.unwrap_or(due)), if self.renews_at.is_some() => {
+                    self.renew();
+                    None
+                }
                 () = tokio::time::sleep_until(due) => self.overdue()?,
             };
             if let Some(code) = next {
@@ -145,6 +165,8 @@ impl Keeper<'_> {
 
     fn start(&mut self) -> Result<()> {
         self.due = Some(Instant::now() + PATIENCE);
+        // It would inherit that they are held.
+        renew::listen_again();
         let mut arguments = std::env::args_os();
         let mut command = Command::new(store::program()?);
         std::os::unix::process::CommandExt::arg0(
@@ -179,6 +201,7 @@ impl Keeper<'_> {
             Outcome::Ended => Ok(ExitCode::SUCCESS),
             Outcome::Succeeded(pid) => {
                 self.backoff = Backoff::default();
+                self.is_old = true;
                 self.running = Some(Running::new(pid, true)?);
                 self.attend().await
             }
@@ -186,7 +209,6 @@ impl Keeper<'_> {
     }
 
     fn adopt(&mut self, pid: u32) -> Result<()> {
-        self.held = store::given();
         self.running = Some(Running::new(pid, true)?);
         self.has_served = true;
         tracing::info!("lxcfs has another keeper, pid {}", std::process::id());
@@ -273,11 +295,18 @@ impl Keeper<'_> {
                     running.since = Instant::now();
                     self.due = self.due.filter(|_| self.is_ending);
                 }
+                if std::mem::take(&mut self.is_old) && !self.is_ending {
+                    renew::hold_signals();
+                    self.renews_at = Some(Instant::now() + renew::SOON);
+                }
                 if is_first {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
                 }
             }
-            Message::Daemon(pid) => self.running = Some(Running::new(pid, true)?),
+            Message::Daemon(pid) => {
+                self.running = Some(Running::new(pid, true)?);
+                self.is_old = true;
+            }
             Message::Keep(name, descriptors) if self.held.len() < ROOM => {
                 self.held.extend(descriptors.into_iter().map(|held| (name.clone(), held)));
             }
@@ -285,6 +314,25 @@ impl Keeper<'_> {
             Message::Keep(..) | Message::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Becomes the program of the daemon, which serves by now.
+    fn renew(&mut self) {
+        self.renews_at = None;
+        if let Some(running) = self.running.as_ref().filter(|_| !self.is_ending) {
+            self.become_program_of(running);
+        }
+        renew::listen_again();
+    }
+
+    fn become_program_of(&self, running: &Running) {
+        let pid = running.process.pid.as_raw_nonzero().get().unsigned_abs();
+        let held = self.held.iter().map(|(name, held)| (name.as_str(), held.as_fd()));
+        let held = held.chain([(renew::MESSAGES, self.messages.socket())]);
+        let held: Vec<_> = held.map(|(name, held)| (name.to_owned(), held)).collect();
+        if let Err(error) = renew::renew(pid, &held) {
+            tracing::warn!("the keeper goes on as it is: {error}");
+        }
     }
 
     fn end(&mut self) -> Option<ExitCode> {
