@@ -17,7 +17,7 @@ use crate::vm;
 pub(crate) use soak::{SoakArgs, soak};
 
 /// Programs the root tests call, and the Debian packages they come in.
-const TOOLS: [(&str, &str); 21] = [
+const TOOLS: [(&str, &str); 22] = [
     ("busybox", "busybox"),
     ("nproc", "coreutils"),
     ("getconf", "libc-bin"),
@@ -35,6 +35,7 @@ const TOOLS: [(&str, &str); 21] = [
     ("losetup", "mount"),
     ("mkfs.ext4", "e2fsprogs"),
     ("strace", "strace"),
+    ("systemctl", "systemd"),
     ("python3", "python3"),
     ("crun", "crun"),
     ("runc", "runc"),
