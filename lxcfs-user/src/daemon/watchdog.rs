@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     fn request(number: u64) -> Unanswered {
-        Unanswered { request: number, operation: "read", node: 17, thread: 5 }
+        Unanswered { request: number, operation: "read", node: 17, thread: 5, polled: None }
     }
 
     fn waits(is_ours: bool) -> Waits {

@@ -324,7 +324,7 @@ impl Filesystem for LxcFs {
 
     fn poll(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
@@ -332,6 +332,8 @@ impl Filesystem for LxcFs {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        let polled = notifier.handle().0;
+        let _working = self.workers.begin_poll(request.unique().0, node.0, polled);
         // The kernel picks from all that is said what the caller asked for. ENOSYS would turn poll off for the mount.
         let is_waiting = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
         match guarded(|| Ok(Self::poll(self, node, handle, is_waiting.then_some(notifier)))) {

@@ -19,6 +19,8 @@ const OPERATION: usize = 1;
 const NODE: usize = 2;
 const THREAD: usize = 3;
 const REPEATED: usize = 4;
+/// Of a poll, the kernel's number for those who poll the file.
+const POLLED: usize = 5;
 
 /// Set in the number of a request that the kernel asks a second time.
 const RESENT: u64 = 1 << 63;
@@ -34,6 +36,7 @@ pub enum Operation {
     Release = 5,
     List = 6,
     Other = 7,
+    Poll = 8,
 }
 
 impl Operation {
@@ -45,6 +48,7 @@ impl Operation {
             4 => "read",
             5 => "release",
             6 => "readdir",
+            8 => "poll",
             _ => "request",
         }
     }
@@ -83,6 +87,8 @@ pub struct Unanswered {
     pub node: u64,
     /// Our thread.
     pub thread: u64,
+    /// Of a poll, the kernel's number for those who poll the file.
+    pub polled: Option<u64>,
 }
 
 thread_local! {
@@ -105,6 +111,21 @@ impl Workers {
 
     /// Says that this thread works on `request` from now on.
     pub fn begin(&self, request: u64, operation: Operation, node: u64) -> Working<'_> {
+        self.begin_with(request, operation, node, None)
+    }
+
+    /// The same of a poll. `polled` is the kernel's number for those who poll the file.
+    pub fn begin_poll(&self, request: u64, node: u64, polled: u64) -> Working<'_> {
+        self.begin_with(request, Operation::Poll, node, Some(polled))
+    }
+
+    fn begin_with(
+        &self,
+        request: u64,
+        operation: Operation,
+        node: u64,
+        polled: Option<u64>,
+    ) -> Working<'_> {
         let slot = SLOT.with(|slot| slot.get().or_else(|| first_request(slot)));
         let slot = slot.filter(|slot| *slot < THREADS);
         let request = request & !RESENT;
@@ -113,6 +134,9 @@ impl Workers {
             store(OPERATION, operation as u64);
             store(NODE, node);
             store(THREAD, thread_id());
+            if let Some(polled) = polled {
+                store(POLLED, polled);
+            }
             store(REQUEST, request);
         }
         if !self.is_watched.load(Ordering::Relaxed) {
@@ -190,6 +214,8 @@ impl Workers {
                 operation: Operation::name(load(slot, OPERATION)),
                 node: load(slot, NODE),
                 thread: load(slot, THREAD),
+                polled: (load(slot, OPERATION) == Operation::Poll as u64)
+                    .then(|| load(slot, POLLED)),
             })
             .collect()
     }
@@ -257,10 +283,13 @@ mod tests {
         let working = workers.begin(RESENT | 12, Operation::Read, 17);
         let unanswered = Workers::unanswered(&journal);
         assert_eq!((unanswered[0].request, unanswered[0].operation), (12, "read"));
-        assert_eq!(unanswered[0].thread, thread_id());
+        assert_eq!((unanswered[0].thread, unanswered[0].polled), (thread_id(), None));
         drop(working);
         assert!(Workers::unanswered(&journal).is_empty());
         assert_eq!(journal.latest_request().load(Ordering::Relaxed), 12);
+        let _working = workers.begin_poll(14, 17, 99);
+        let unanswered = Workers::unanswered(&journal);
+        assert_eq!((unanswered[0].operation, unanswered[0].polled), ("poll", Some(99)));
     }
 
     #[test]
