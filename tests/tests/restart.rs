@@ -344,6 +344,8 @@ fn a_keeper_is_upgraded_with_its_daemon() -> Result<()> {
         let _ = daemon.server_after(server);
         Ok(())
     };
+    let held = || fs::read_dir(format!("/proc/{keeper}/fd")).map_or(usize::MAX, Iterator::count);
+    let before = held();
     for program in [&other, &first, &other] {
         upgrade(&daemon, program)?;
         lxcfs_tests::wait_for("the keeper to be the new program", || runs(program));
@@ -353,6 +355,7 @@ fn a_keeper_is_upgraded_with_its_daemon() -> Result<()> {
     }
     let seen = readers.end()?;
     ensure!(seen.failures.is_empty(), "{:#?}\n{}", seen.failures, daemon.log());
+    lxcfs_tests::wait_for("no descriptor to be left", || held() <= before);
     // Told to end while it becomes another program, it ends.
     upgrade(&daemon, &first)?;
     ensure!(daemon.stop()?.code() == Some(0), "{}", daemon.log());

@@ -123,6 +123,13 @@ fn killed_and_reloaded(machine: &Machine) -> Result<()> {
     machine.systemctl(&["reload", SERVICE])?;
     daemon = another(machine, daemon)?;
     ensure!(property(machine, "NRestarts")? == "1", "a reload is no restart");
+    let environment = machine.sh(&format!("tr '\\0' '\\n' < /proc/{daemon}/environ"))?;
+    let watchdog = environment.lines().filter(|line| line.starts_with("WATCHDOG"));
+    let watchdog: Vec<_> = watchdog.collect();
+    ensure!(
+        watchdog == ["WATCHDOG_USEC=180000000"],
+        "it would not say that it is alive: {watchdog:?}"
+    );
     machine.sh(&format!("kill -9 {daemon}"))?;
     daemon = another(machine, daemon)?;
     ensure!(
@@ -209,8 +216,11 @@ fn further(machine: &Machine, lines: &str) -> Result<()> {
     machine.systemctl(&["restart", SERVICE]).map(|_| ())
 }
 
-/// A stop unmounts.
+/// A stop unmounts, also where the daemon is one that systemd has not started.
 fn stopped(machine: &Machine) -> Result<()> {
+    let daemon = main_pid(machine)?;
+    machine.systemctl(&["reload", SERVICE])?;
+    another(machine, daemon)?;
     machine.systemctl(&["stop", SERVICE])?;
     ensure!(!machine.sh("cat /proc/mounts")?.contains(POINT), "it is still mounted");
     ensure!(

@@ -117,13 +117,19 @@ fn poll_until(path: &str, ended: &AtomicBool) -> Result<Seen> {
         File::options().read(true).write(true).open(path).context("open for a trigger")?;
     file.write_all(b"some 10000 2000000\0").context("set a trigger")?;
     let mut seen = Seen::default();
-    let poll_once = || -> Result<bool> {
+    let ask = || -> Result<PollFlags> {
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         match poll(&mut fds, POLL_MS) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("poll"),
+            Ok(_) | Err(Errno::EINTR) => fds[0].revents().context("known events"),
+            Err(error) => Err(error).context("poll"),
         }
-        let events = fds[0].revents().context("known events")?;
+    };
+    let poll_once = || -> Result<bool> {
+        let mut events = ask()?;
+        if events.contains(PollFlags::POLLERR) {
+            // Before 6.9 the kernel makes that of a poll that a daemon has read and died before it noted it.
+            events = ask()?;
+        }
         ensure!(!events.contains(PollFlags::POLLERR), "the trigger is gone: {events:?}");
         Ok(events.contains(PollFlags::POLLPRI))
     };
