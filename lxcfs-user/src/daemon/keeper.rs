@@ -183,6 +183,14 @@ impl Keeper<'_> {
         Ok(())
     }
 
+    /// The same where readers wait: a program that is not there now, as while it is being replaced, may be in a moment.
+    fn start_again(&mut self) -> Result<Option<ExitCode>> {
+        match self.start() {
+            Ok(()) => Ok(None),
+            Err(error) => self.after(End::NeverServed, &error.to_string()),
+        }
+    }
+
     /// Has what it starts speak to us.
     fn make_ours(&self, command: &mut Command) {
         command
@@ -247,14 +255,18 @@ impl Keeper<'_> {
             Running { status: Some(status), .. } if was_told(status) => End::Told,
             Running { since, .. } => End::Crashed { after: since.elapsed() },
         };
+        self.after(end, &how)
+    }
+
+    /// Starts the daemon again, or gives it up.
+    fn after(&mut self, end: End, how: &str) -> Result<Option<ExitCode>> {
         match self.backoff.after(end) {
             Next::StartIn(delay) => {
                 tracing::warn!("the daemon ended ({how}): starting it again in {delay:?}");
                 if delay.is_zero() {
-                    self.start()?;
-                } else {
-                    self.due = Some(Instant::now() + delay);
+                    return self.start_again();
                 }
+                self.due = Some(Instant::now() + delay);
                 Ok(None)
             }
             Next::GiveUp(tries) => {
@@ -275,7 +287,7 @@ impl Keeper<'_> {
     fn overdue(&mut self) -> Result<Option<ExitCode>> {
         self.due = None;
         match &mut self.running {
-            None => self.start()?,
+            None => return self.start_again(),
             Some(running) if !running.serves || self.is_ending => {
                 tracing::error!("the daemon does not come to an end or a beginning: killing it");
                 running.hung = true;
