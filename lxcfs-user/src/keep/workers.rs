@@ -304,6 +304,30 @@ mod tests {
     }
 
     #[test]
+    fn nobody_looks_while_nothing_is_asked() {
+        let workers: &'static Workers = Box::leak(Box::new(Workers::new(Arc::new(journal()))));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            workers.watch();
+            while sender.send(workers.look(Duration::from_millis(5))).is_ok() {}
+        });
+        let is_seen = || {
+            let until = Instant::now() + Duration::from_secs(10);
+            let mut is_seen = false;
+            while !is_seen && Instant::now() < until {
+                let _working = workers.begin(12, Operation::Read, 17);
+                let look = receiver.recv_timeout(Duration::from_millis(100));
+                is_seen = look.is_ok_and(|unanswered| !unanswered.is_empty());
+            }
+            is_seen
+        };
+        assert!(is_seen());
+        let still = || receiver.recv_timeout(Duration::from_millis(500)).is_ok();
+        assert!((0..50).any(|_| !still()), "it looks on and on");
+        assert!(is_seen(), "it was woken by a request");
+    }
+
+    #[test]
     fn threads_come_to_rest_after_their_answer() {
         let workers: &'static Workers = Box::leak(Box::new(Workers::new(Arc::new(journal()))));
         let (sender, receiver) = std::sync::mpsc::channel();
