@@ -78,6 +78,10 @@ pub struct Serve {
     /// Serve in this process, with nobody to start another when it dies; readers then get ENOTCONN
     #[arg(long)]
     pub no_keeper: bool,
+    /// What readers get when no daemon can be started any more: ENOTCONN, which everybody notices, or the host's files from the
+    /// keeper, which programs take for the container's
+    #[arg(long, value_enum, default_value_t, value_name = "WAY")]
+    pub give_up: GiveUp,
     /// Leave the mount where it is at the end: readers get ENOTCONN until the next start
     #[arg(long)]
     pub leave_mounted: bool,
@@ -228,6 +232,16 @@ pub enum Supplier {
     Auto,
     /// Cgroup files alone
     Files,
+}
+
+/// What a keeper does that cannot start a daemon.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum GiveUp {
+    /// Unmount: readers get ENOTCONN
+    #[default]
+    Abort,
+    /// Show every container the host's files, with a line in the log each minute
+    Host,
 }
 
 /// [`CpuView`] on the command line.

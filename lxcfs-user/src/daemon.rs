@@ -13,6 +13,7 @@ mod sampler;
 mod started;
 pub mod status;
 mod upgrade;
+mod watchdog;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ use self::accounting::Counting;
 use self::attend::Signals;
 use self::started::Started;
 use crate::caller::{Callers, InitLookup};
-use crate::cli::Serve;
+use crate::cli::{GiveUp, Serve};
 use crate::error::{Errno, Error, Result};
 use crate::files::Policy;
 use crate::fs::{Handles, LxcFs};
@@ -145,6 +146,12 @@ fn check(arguments: &Serve) -> Result<()> {
             "a cgroup tree through lxcfs has let containers escape; cgroup namespaces replace it";
         return Err(Error::because("use option", "--enable-cgroup", Errno::INVAL, cause)
             .hint("leave it out"));
+    }
+    if arguments.give_up == GiveUp::Host && (arguments.strict || arguments.no_keeper) {
+        let cause =
+            "--strict refuses the host's values, and without a keeper nobody could serve them";
+        return Err(Error::because("use option", "--give-up host", Errno::INVAL, cause)
+            .hint("leave one of them out"));
     }
     if !geteuid().is_root() {
         return Err(Error::because("serve", "lxcfs", Errno::PERM, "mounting takes root")

@@ -27,6 +27,7 @@ pub use self::handle::Handles;
 use self::handle::Range;
 pub use self::pollers::{Pollers, Set, Wish};
 use self::sysfs::Sysfs;
+pub use self::tree::name_of;
 use self::tree::{Directory, Node};
 use crate::caller::Privilege;
 use crate::error::{Errno, Error, Result};

@@ -11,6 +11,8 @@ pub mod machine;
 pub mod mount;
 pub mod rootfs;
 pub mod runtime;
+pub mod store;
+pub mod systemd;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

@@ -143,6 +143,9 @@ fn wrong_options_are_refused_with_their_reason() -> Result<()> {
     refused(&with(&["--no-such-option"])?, 2, &["--no-such-option", "Usage"])?;
     refused(&with(&["-o", "allow_othr"])?, 1, &["mount option allow_othr", "unknown"])?;
     refused(&with(&["--enable-cgroup"])?, 1, &["--enable-cgroup", "escape", "leave it out"])?;
+    let cause = ["--give-up host", "--strict", "leave one of them out"];
+    refused(&with(&["--give-up", "host", "--strict"])?, 1, &cause)?;
+    refused(&with(&["--give-up", "host", "--no-keeper"])?, 1, &cause)?;
     refused(&with(&["--cpu-view", "some"])?, 2, &["some", "cpuset", "quota", "host"])?;
     refused(
         &with(&["--pidfile", "/nonexistent/pid"])?,
@@ -263,10 +266,7 @@ fn w03_b01_no_read_makes_a_process() -> Result<()> {
         .args(["-p", &server.to_string()])
         .spawn()
         .context("start strace")?;
-    lxcfs_tests::wait_for("strace to attach", || {
-        fs::read_to_string(format!("/proc/{server}/status"))
-            .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
-    });
+    lxcfs_tests::wait_for("strace to attach", || is_traced(server));
     let cgroup = Cgroup::new("strace")?;
     let files =
         lxcfs::model::file::File::ALL.map(|file| daemon.path(file.path()).display().to_string());
@@ -288,6 +288,56 @@ fn w03_b01_no_read_makes_a_process() -> Result<()> {
         .collect();
     ensure!(processes.is_empty(), "{processes:?}");
     Ok(())
+}
+
+/// Under strace, which has the first read of each thread of the daemon take 7 s.
+#[test]
+fn a_request_that_takes_long_is_told_with_what_it_waits_for() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let server = daemon.server();
+    let uptime = daemon.path("proc/uptime");
+    let cgroup = Cgroup::new("slow")?;
+    let mut container = Container::new(&cgroup).shell()?;
+    // What is read only once is read by now.
+    container.say(&format!("cat {}", uptime.display()))?;
+    let mut strace = Command::new("strace")
+        .args([
+            "-f",
+            "-q",
+            "-e",
+            "trace=pread64",
+            "-e",
+            "inject=pread64:delay_enter=7000000:when=1",
+            "-o",
+        ])
+        .arg(daemon.directory().join("trace"))
+        .args(["-p", &server.to_string()])
+        .spawn()
+        .context("start strace")?;
+    lxcfs_tests::wait_for("strace to attach", || is_traced(server));
+    let page = container.say(&format!("cat {}", uptime.display()))?;
+    ensure!(page.split(' ').count() == 2, "{page}");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(strace.id())?),
+        Signal::SIGINT,
+    )?;
+    strace.wait()?;
+    let log = daemon.log();
+    let slow: Vec<_> = log.lines().filter(|line| line.contains("takes more than 5 s")).collect();
+    let words = ["a read of proc/uptime", "works on pread of /"];
+    let found = words.iter().all(|words| slow.first().is_some_and(|line| line.contains(words)));
+    ensure!(slow.len() == 1 && found, "{log}");
+    let point = daemon.mount_point().display().to_string();
+    let status = daemon.run(&["status", &point])?;
+    let status = String::from_utf8(status.stdout)?;
+    ensure!(status.contains("slow requests      1 took more than 5 s"), "{status}");
+    ensure!(daemon.server() == server, "it waited for the kernel, and nobody is ended for that");
+    Ok(())
+}
+
+fn is_traced(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
 }
 
 /// Containers come and go by the thousand (`LXCFS_TEST_CONTAINERS`), and the daemon does not grow.

@@ -117,6 +117,7 @@ impl Readers {
             path("pieces", "proc/stat"),
             path("counters", "proc/stat"),
             path("path", "sys/devices/system/cpu/cpu0/topology/core_id"),
+            path("poller", "proc/pressure/cpu"),
             format!("calm:{}", calm.path("proc/meminfo").display()),
             format!("calm:{}", calm.path("proc/stat").display()),
             format!("calm:{}", calm.path("proc/uptime").display()),
@@ -321,18 +322,75 @@ fn a_keeper_that_is_killed_is_replaced() -> Result<()> {
     Ok(())
 }
 
+/// An upgrade is one of the keeper, too: it becomes the new program, in place, and keeps on.
+#[test]
+fn a_keeper_is_upgraded_with_its_daemon() -> Result<()> {
+    let (mut daemon, first) = of_a_copy(&[])?;
+    let (other, keeper) = (daemon.directory().join("other"), daemon.pid());
+    copy_program(&other)?;
+    let cgroup = Cgroup::new("renewed")?;
+    let calm = Daemon::start()?;
+    let readers = Readers::start(&daemon, &calm, &cgroup)?;
+    let point = daemon.mount_point().display().to_string();
+    let runs = |program: &Path| {
+        let exe = fs::read_link(format!("/proc/{keeper}/exe"));
+        exe.is_ok_and(|exe| exe == program)
+    };
+    let upgrade = |daemon: &Daemon, to: &Path| -> Result<()> {
+        let server = daemon.server();
+        let to = to.to_str().context("an odd path")?;
+        let output = daemon.run(&["upgrade", to, "--mount", &point])?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let _ = daemon.server_after(server);
+        Ok(())
+    };
+    let held = || fs::read_dir(format!("/proc/{keeper}/fd")).map_or(usize::MAX, Iterator::count);
+    let before = held();
+    for program in [&other, &first, &other] {
+        upgrade(&daemon, program)?;
+        lxcfs_tests::wait_for("the keeper to be the new program", || runs(program));
+        let server = daemon.server();
+        signal(server, Signal::SIGKILL)?;
+        let _ = daemon.server_after(server);
+    }
+    let seen = readers.end()?;
+    ensure!(seen.failures.is_empty(), "{:#?}\n{}", seen.failures, daemon.log());
+    lxcfs_tests::wait_for("no descriptor to be left", || held() <= before);
+    // Told to end while it becomes another program, it ends.
+    upgrade(&daemon, &first)?;
+    ensure!(daemon.stop()?.code() == Some(0), "{}", daemon.log());
+    ensure!(!mount::is_mounted(&daemon.mount_point()));
+    ensure!(fs::read_dir(daemon.directory().join("run/lxcfs"))?.next().is_none());
+    Ok(())
+}
+
+/// A daemon of a program of its own, and that program.
+fn of_a_copy(options: &[&str]) -> Result<(Daemon, PathBuf)> {
+    let directory = mount::new_directory()?;
+    let program = directory.join("lxcfs");
+    copy_program(&program)?;
+    Ok((Daemon::start_program_in(&program, directory, options)?, program))
+}
+
+fn copy_program(to: &Path) -> Result<()> {
+    // Not fs::copy: another test may fork while it writes, and the program then be too busy to run.
+    let copied = Command::new("cp").arg(lxcfs_tests::program("lxcfs")).arg(to).status()?;
+    ensure!(copied.success());
+    Ok(())
+}
+
+/// Puts one that fails at once in the place of a program.
+fn break_program(program: &Path) -> Result<()> {
+    fs::remove_file(program)?;
+    fs::write(program, "#!/bin/sh\nexit 3\n")?;
+    Ok(fs::set_permissions(program, fs::Permissions::from_mode(0o755))?)
+}
+
 /// A daemon that cannot be started any more: readers wait, for a bounded time, and are told.
 #[test]
 fn what_cannot_be_started_is_given_up() -> Result<()> {
-    let directory = mount::new_directory()?;
-    let program = directory.join("lxcfs");
-    // Not fs::copy: another test may fork while it writes, and the program then be too busy to run.
-    let copied = Command::new("cp").arg(lxcfs_tests::program("lxcfs")).arg(&program).status()?;
-    ensure!(copied.success());
-    let mut daemon = Daemon::start_program_in(&program, directory, &[])?;
-    fs::remove_file(&program)?;
-    fs::write(&program, "#!/bin/sh\nexit 3\n")?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let (mut daemon, program) = of_a_copy(&[])?;
+    break_program(&program)?;
     let held = fs::File::open(daemon.path("proc/meminfo"))?;
     let server = daemon.server();
     let began = Instant::now();
@@ -344,6 +402,45 @@ fn what_cannot_be_started_is_given_up() -> Result<()> {
     ensure!(waited > Duration::from_secs(1) && waited < limit, "given up after {waited:?}");
     ensure!(daemon.wait()?.code() == Some(1), "{}", daemon.log());
     ensure!(daemon.log().contains("10 times in a row"), "{}", daemon.log());
+    ensure!(!mount::is_mounted(&daemon.mount_point()));
+    Ok(())
+}
+
+/// The same where the keeper is to show the host's files then: loudly, until a daemon can be started again.
+#[test]
+fn what_is_given_up_may_show_the_host() -> Result<()> {
+    let (mut daemon, program) = of_a_copy(&["--give-up", "host"])?;
+    let cgroup = Cgroup::new("given-up")?;
+    cgroup.limit_memory(128 << 20)?;
+    let mut container = Container::new(&cgroup).shell()?;
+    let ask = format!("head -n 1 {}", daemon.path("proc/meminfo").display());
+    let mut total = || container.say(&ask);
+    ensure!(total()?.contains(" 131072 kB"));
+    fs::remove_file(&program)?;
+    signal(daemon.server(), Signal::SIGKILL)?;
+    let began = Instant::now();
+    let hosts = fs::read_to_string("/proc/meminfo")?;
+    ensure!(hosts.starts_with(total()?.trim_end()), "the host's: {hosts}");
+    let (waited, limit) = (began.elapsed(), with_load(Duration::from_secs(15))?);
+    ensure!(waited > Duration::from_secs(1) && waited < limit, "given up after {waited:?}");
+    let log = daemon.log();
+    ensure!(log.contains("10 times in a row") && log.contains("NO DAEMON CAN BE STARTED"), "{log}");
+    let point = daemon.mount_point().display().to_string();
+    let status = String::from_utf8(daemon.run(&["status", &point])?.stdout)?;
+    ensure!(status.contains("GIVEN UP") && daemon.server() == daemon.pid(), "{status}");
+    ensure!(fs::write(daemon.path("proc/meminfo"), "x").is_err(), "nothing can be written");
+    // What still fails changes nothing; what works again takes over, and knows the container as before.
+    let upgrade = |daemon: &Daemon| daemon.run(&["upgrade", "--mount", &point]);
+    ensure!(!upgrade(&daemon)?.status.success() && daemon.server() == daemon.pid());
+    copy_program(&program)?;
+    let output = upgrade(&daemon)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let server = daemon.server_after(daemon.pid());
+    ensure!(total()?.contains(" 131072 kB"), "{}", daemon.log());
+    signal(server, Signal::SIGKILL)?;
+    ensure!(total()?.contains(" 131072 kB"), "it is kept as any other");
+    let _ = daemon.server_after(server);
+    ensure!(daemon.stop()?.code() == Some(0), "{}", daemon.log());
     ensure!(!mount::is_mounted(&daemon.mount_point()));
     Ok(())
 }

@@ -15,8 +15,10 @@ use super::keeper;
 use super::process::{self, Process};
 use super::status::Status;
 use super::upgrade;
+use super::watchdog::Watchdog;
 use crate::error::{Errno, Error, Result};
 use crate::keep::store::{self, Store};
+use crate::keep::workers::Workers;
 use crate::road::Road;
 
 /// How long whoever asked for an upgrade may take to read the answer.
@@ -65,6 +67,7 @@ pub(super) struct Attendance<'a> {
     pub(super) held: Vec<(String, BorrowedFd<'a>)>,
     pub(super) signals: Signals,
     pub(super) ended: oneshot::Receiver<std::io::Result<()>>,
+    pub(super) workers: Arc<Workers>,
 }
 
 impl Attendance<'_> {
@@ -75,6 +78,7 @@ impl Attendance<'_> {
         tracing::info!("serving at {}", mount_point.display());
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         let mut keeper = watch(self.store);
+        let mut watchdog = Watchdog::start(Arc::clone(&self.workers), self.store)?;
         loop {
             tokio::select! {
                 _ = self.signals.terminate.recv() => return Ok(Outcome::Told),
@@ -96,6 +100,7 @@ impl Attendance<'_> {
                         Err(error) => tracing::error!("{error}"),
                     }
                 }
+                () = watchdog.beat() => {}
                 _ = self.signals.toggle.recv() => {
                     let on = self.road.toggle_passthrough();
                     tracing::warn!("passthrough of the host's files is {}", if on { "on" } else { "off" });
@@ -141,7 +146,7 @@ impl Attendance<'_> {
             None => store::program()?,
         };
         tracing::info!("starting {} beside this daemon", program.display());
-        let pid = upgrade::start(&program, &self.held)?;
+        let pid = upgrade::start(&program, &self.held, |_| {})?;
         tracing::info!("pid {pid} is ready and takes over");
         let _ = sd_notify::notify(&[NotifyState::MainPid(pid)]);
         Ok(())
@@ -157,7 +162,9 @@ impl Attendance<'_> {
         );
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command.args(arguments).stdin(Stdio::null());
-        for name in ["NOTIFY_SOCKET", store::STORE, store::KEEPER, upgrade::SUCCESSOR] {
+        let ours =
+            ["NOTIFY_SOCKET", "WATCHDOG_USEC", store::STORE, store::KEEPER, upgrade::SUCCESSOR];
+        for name in ours {
             command.env_remove(name);
         }
         command.env(keeper::ADOPTED, std::process::id().to_string());

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use crate::error::{Errno, Error, Result};
 use crate::fs::LxcFs;
 use crate::keep::journal::{Described, Journal};
-use crate::keep::workers::Workers;
+use crate::keep::workers::{Unanswered, Workers};
 
 const DEVICE: &str = "/dev/fuse";
 
@@ -98,6 +98,9 @@ pub(super) fn ask_again(device: &OwnedFd, journal: &Journal) {
     if rustix::io::write(device, &header(NOTIFY_RESEND, 0)).is_ok() {
         return;
     }
+    for polled in unanswered.iter().filter(|unanswered| unanswered.polled.is_some()) {
+        answer_poll(device, polled);
+    }
     // Most callers call again by themselves. What was not noted yet is somewhere around the latest that was; a request
     // that nobody has read, or that is none, cannot be answered, and the kernel says so.
     let latest = journal.latest_request().load(std::sync::atomic::Ordering::Relaxed);
@@ -163,6 +166,17 @@ fn handshake(
 /// Answers a request with an error. Returns whether it was one.
 fn answer(device: &OwnedFd, request: u64, errno: Errno) -> bool {
     rustix::io::write(device, &header(-errno.raw_os_error(), request)).is_ok()
+}
+
+/// Answers a poll with no event, and has whoever waits ask again. The kernel would make a `POLLERR` of an errno, which says that
+/// there is no trigger any more.
+fn answer_poll(device: &OwnedFd, unanswered: &Unanswered) {
+    let mut message = [0; 24];
+    message[..16].copy_from_slice(&header(0, unanswered.request));
+    message[..4].copy_from_slice(&24_u32.to_ne_bytes());
+    // Answered by the daemon before, just before it ended.
+    let _ = rustix::io::write(device, &message);
+    wake(device, unanswered.polled.as_slice());
 }
 
 /// A `fuse_out_header` with nothing behind it.

@@ -5,7 +5,9 @@
 //! root's alone. Where the keeper is killed, the daemon starts another, which finds it serving ([`ADOPTED`]).
 
 mod backoff;
+mod host;
 mod messages;
+mod renew;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,12 +19,14 @@ use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 use self::backoff::{Backoff, End, Next};
+use self::host::{Host, Outcome};
 use self::messages::{Message, Messages};
 use super::connection;
 use super::mount::{Mount, resolve};
 use super::pidfile::Pidfile;
 use super::process::{self, Process};
-use crate::cli::Serve;
+use super::watchdog::Watchdog;
+use crate::cli::{GiveUp, Serve};
 use crate::error::{Errno, Error, Result};
 use crate::keep::store;
 
@@ -43,6 +47,8 @@ struct Running {
     process: Process,
     since: Instant,
     serves: bool,
+    /// It was killed because it did not come to serve.
+    hung: bool,
     /// Known when it was our child and has ended.
     status: Option<WaitStatus>,
 }
@@ -59,6 +65,12 @@ struct Keeper<'a> {
     is_ending: bool,
     /// One has served: from then on we do not give up easily.
     has_served: bool,
+    /// No daemon can be started.
+    has_given_up: bool,
+    /// The daemon may be of another program than we are.
+    is_old: bool,
+    /// When we become that program, if we are to.
+    renews_at: Option<Instant>,
 }
 
 /// Keeps a daemon with these arguments going until told to end.
@@ -78,18 +90,35 @@ pub(super) fn run(arguments: &Serve, pidfile: &Path, mount_point: &Path) -> Resu
         .map_err(|error| Error::std("start", "the event loop", &error))?;
     let path = super::control::socket_path(&arguments.runtime_dir, mount_point);
     let ended = runtime.block_on(async {
-        let messages = Messages::listen(&path.with_extension("keeper"))?;
+        let (held, socket) = match store::number(ADOPTED) {
+            Some(_) => renew::given(),
+            None => (Vec::new(), None),
+        };
+        let path = path.with_extension("keeper");
+        let messages = match socket {
+            Some(socket) => Messages::adopt(socket, &path)?,
+            None => Messages::listen(&path)?,
+        };
         let mut keeper = Keeper {
             arguments,
-            held: Vec::new(),
+            held,
             messages,
             running: None,
             backoff: Backoff::default(),
             due: None,
             is_ending: false,
             has_served: false,
+            has_given_up: false,
+            is_old: false,
+            renews_at: None,
         };
-        let ended = keeper.attend().await;
+        let mut ended = keeper.attend().await;
+        while keeper.has_given_up && arguments.give_up == GiveUp::Host {
+            if let Err(error) = &ended {
+                tracing::error!("{error}");
+            }
+            ended = keeper.serve_host(mount_point).await;
+        }
         keeper.unmount(mount_point);
         ended
     });
@@ -102,10 +131,13 @@ impl Keeper<'_> {
         let mut signals = super::Signals::new()?;
         let mut children = tokio::signal::unix::signal(SignalKind::child())
             .map_err(|error| Error::std("handle", "signals", &error))?;
+        renew::listen_again();
         match store::number(ADOPTED) {
+            _ if self.running.is_some() => {}
             Some(pid) => self.adopt(pid)?,
             None => self.start()?,
         }
+        let mut watchdog = Watchdog::of_event_loop();
         loop {
             let due = self.due.unwrap_or_else(|| Instant::now() + PATIENCE);
             let ended = process::ended(self.running.as_mut().map(|running| &mut running.process));
@@ -118,6 +150,11 @@ impl Keeper<'_> {
                 _ = children.recv() => { self.reap(); None }
                 () = ended => { self.reap(); self.ended()? }
                 message = self.messages.receive() => { self.take(message)?; None }
+                () = watchdog.beat() => None,
+                () = tokio::time::sleep_until(self.renews_at.unwrap_or(due)), if self.renews_at.is_some() => {
+                    self.renew();
+                    None
+                }
                 () = tokio::time::sleep_until(due) => self.overdue()?,
             };
             if let Some(code) = next {
@@ -128,6 +165,8 @@ impl Keeper<'_> {
 
     fn start(&mut self) -> Result<()> {
         self.due = Some(Instant::now() + PATIENCE);
+        // It would inherit that they are held.
+        renew::listen_again();
         let mut arguments = std::env::args_os();
         let mut command = Command::new(store::program()?);
         std::os::unix::process::CommandExt::arg0(
@@ -136,20 +175,48 @@ impl Keeper<'_> {
         );
         // Signals of a terminal are for us to pass on.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command
-            .args(arguments)
-            .env("NOTIFY_SOCKET", self.messages.path())
-            .env(store::STORE, ROOM.to_string())
-            .env(store::KEEPER, std::process::id().to_string())
-            .env_remove(ADOPTED);
+        command.args(arguments);
+        self.make_ours(&mut command);
         let held = self.held.iter().map(|(name, held)| (name.clone(), held.as_fd()));
         let child = store::start(&mut command, &held.collect::<Vec<_>>())?;
         self.running = Some(Running::new(child.id(), false)?);
         Ok(())
     }
 
+    /// The same where readers wait: a program that is not there now, as while it is being replaced, may be in a moment.
+    fn start_again(&mut self) -> Result<Option<ExitCode>> {
+        match self.start() {
+            Ok(()) => Ok(None),
+            Err(error) => self.after(End::NeverServed, &error.to_string()),
+        }
+    }
+
+    /// Has what it starts speak to us.
+    fn make_ours(&self, command: &mut Command) {
+        command
+            .env("NOTIFY_SOCKET", self.messages.path())
+            .env(store::STORE, ROOM.to_string())
+            .env(store::KEEPER, std::process::id().to_string())
+            .env_remove("WATCHDOG_USEC")
+            .env_remove(ADOPTED);
+    }
+
+    /// Answers readers ourselves, until a daemon can be started again.
+    async fn serve_host(&mut self, mount_point: &Path) -> Result<ExitCode> {
+        self.has_given_up = false;
+        let host = Host { arguments: self.arguments, held: &self.held, mount_point };
+        match host.serve(|command| self.make_ours(command)).await? {
+            Outcome::Ended => Ok(ExitCode::SUCCESS),
+            Outcome::Succeeded(pid) => {
+                self.backoff = Backoff::default();
+                self.is_old = true;
+                self.running = Some(Running::new(pid, true)?);
+                self.attend().await
+            }
+        }
+    }
+
     fn adopt(&mut self, pid: u32) -> Result<()> {
-        self.held = store::given();
         self.running = Some(Running::new(pid, true)?);
         self.has_served = true;
         tracing::info!("lxcfs has another keeper, pid {}", std::process::id());
@@ -183,24 +250,35 @@ impl Keeper<'_> {
         }
         let how = running.status.map_or("for an unknown reason".to_owned(), describe);
         let end = match running {
+            Running { hung: true, .. } => End::Hung,
             Running { serves: false, .. } => End::NeverServed,
             Running { status: Some(status), .. } if was_told(status) => End::Told,
             Running { since, .. } => End::Crashed { after: since.elapsed() },
         };
+        self.after(end, &how)
+    }
+
+    /// Starts the daemon again, or gives it up.
+    fn after(&mut self, end: End, how: &str) -> Result<Option<ExitCode>> {
         match self.backoff.after(end) {
             Next::StartIn(delay) => {
                 tracing::warn!("the daemon ended ({how}): starting it again in {delay:?}");
                 if delay.is_zero() {
-                    self.start()?;
-                } else {
-                    self.due = Some(Instant::now() + delay);
+                    return self.start_again();
                 }
+                self.due = Some(Instant::now() + delay);
                 Ok(None)
             }
             Next::GiveUp(tries) => {
+                self.has_given_up = true;
                 let cause = format!("the daemon ended {tries} times in a row, last {how}");
-                Err(Error::because("keep up", self.point(), Errno::IO, cause)
-                    .hint("readers get ENOTCONN until lxcfs is started again"))
+                let error = Error::because("keep up", self.point(), Errno::IO, cause);
+                Err(match self.arguments.give_up {
+                    GiveUp::Abort => {
+                        error.hint("readers get ENOTCONN until lxcfs is started again")
+                    }
+                    GiveUp::Host => error,
+                })
             }
         }
     }
@@ -208,11 +286,12 @@ impl Keeper<'_> {
     /// Something should have happened by now.
     fn overdue(&mut self) -> Result<Option<ExitCode>> {
         self.due = None;
-        match &self.running {
-            None => self.start()?,
+        match &mut self.running {
+            None => return self.start_again(),
             Some(running) if !running.serves || self.is_ending => {
                 tracing::error!("the daemon does not come to an end or a beginning: killing it");
-                self.signal(Signal::KILL);
+                running.hung = true;
+                running.process.signal(Signal::KILL);
             }
             Some(_) => {}
         }
@@ -228,11 +307,18 @@ impl Keeper<'_> {
                     running.since = Instant::now();
                     self.due = self.due.filter(|_| self.is_ending);
                 }
+                if std::mem::take(&mut self.is_old) && !self.is_ending {
+                    renew::hold_signals();
+                    self.renews_at = Some(Instant::now() + renew::SOON);
+                }
                 if is_first {
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
                 }
             }
-            Message::Daemon(pid) => self.running = Some(Running::new(pid, true)?),
+            Message::Daemon(pid) => {
+                self.running = Some(Running::new(pid, true)?);
+                self.is_old = true;
+            }
             Message::Keep(name, descriptors) if self.held.len() < ROOM => {
                 self.held.extend(descriptors.into_iter().map(|held| (name.clone(), held)));
             }
@@ -240,6 +326,25 @@ impl Keeper<'_> {
             Message::Keep(..) | Message::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Becomes the program of the daemon, which serves by now.
+    fn renew(&mut self) {
+        self.renews_at = None;
+        if let Some(running) = self.running.as_ref().filter(|_| !self.is_ending) {
+            self.become_program_of(running);
+        }
+        renew::listen_again();
+    }
+
+    fn become_program_of(&self, running: &Running) {
+        let pid = running.process.pid.as_raw_nonzero().get().unsigned_abs();
+        let held = self.held.iter().map(|(name, held)| (name.as_str(), held.as_fd()));
+        let held = held.chain([(renew::MESSAGES, self.messages.socket())]);
+        let held: Vec<_> = held.map(|(name, held)| (name.to_owned(), held)).collect();
+        if let Err(error) = renew::renew(pid, &held) {
+            tracing::warn!("the keeper goes on as it is: {error}");
+        }
     }
 
     fn end(&mut self) -> Option<ExitCode> {
@@ -276,7 +381,7 @@ impl Keeper<'_> {
 impl Running {
     fn new(pid: u32, serves: bool) -> Result<Self> {
         let process = Process::watch(pid)?;
-        Ok(Self { process, since: Instant::now(), serves, status: None })
+        Ok(Self { process, since: Instant::now(), serves, hung: false, status: None })
     }
 }
 

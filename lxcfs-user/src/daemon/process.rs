@@ -27,6 +27,8 @@ impl Process {
         let (sender, ended) = oneshot::channel();
         let watched = Arc::clone(&handle);
         let wait = move || {
+            // They are for the event loop, which may hold them for a moment.
+            let _ = nix::sys::signal::SigSet::all().thread_block();
             let mut fds = [PollFd::new(&*watched, PollFlags::IN)];
             while poll(&mut fds, None) == Err(Errno::INTR) {}
             // Nobody asks any more when we are ending, too.

@@ -21,7 +21,7 @@ use super::{Rooms, accounting, connection, control, sampler, upgrade};
 use crate::bpf::clock::monotonic_ns;
 use crate::cli::Serve;
 use crate::error::{Error, Result};
-use crate::fs::{Handles, LxcFs};
+use crate::fs::{Handles, LxcFs, Pollers};
 use crate::keep::journal::{Described, Journal};
 use crate::keep::memory::Memory;
 use crate::keep::store::{self, DEVICE, JOURNAL, Store};
@@ -43,12 +43,12 @@ pub(super) struct Started {
 }
 
 /// What makes pages, and what it remembers.
-struct Parts {
-    journal: Arc<Journal>,
+pub(super) struct Parts {
+    pub(super) journal: Arc<Journal>,
     memory: Arc<Memory>,
     handles: Arc<Handles>,
-    workers: Arc<Workers>,
-    rooms: Rooms,
+    pub(super) workers: Arc<Workers>,
+    pub(super) rooms: Rooms,
 }
 
 impl Parts {
@@ -59,6 +59,22 @@ impl Parts {
         let workers = Arc::new(Workers::new(Arc::clone(&journal)));
         let rooms = Rooms::with_accounting(super::policy(arguments), accounting.cloned(), &memory)?;
         Ok(Self { journal, memory, handles, workers, rooms })
+    }
+
+    /// Takes over what is mounted, with the host's files for everybody. What is known of containers is left alone.
+    pub(super) fn host(
+        arguments: &Serve,
+        journal: Journal,
+        device: &OwnedFd,
+    ) -> Result<(Self, Session<LxcFs>)> {
+        let parts = Self::new(arguments, journal, None)?;
+        parts.rooms.road.toggle_passthrough();
+        let mounted = connection::at_epoch_ns(parts.journal.described().mounted_ns);
+        let filesystem = parts.rooms.filesystem(mounted, &parts.handles, &parts.workers)?;
+        let pollers = filesystem.pollers();
+        let session = connection::reopen(filesystem, device, &parts.journal, config(arguments))?;
+        parts.take_over(device, &pollers);
+        Ok((parts, session))
     }
 
     /// Mounts.
@@ -102,6 +118,12 @@ impl Parts {
             self.journal.wait_and_claim()?;
         }
         self.memory.take_over(goes_on);
+        self.take_over(device, &pollers);
+        Ok(session)
+    }
+
+    /// Goes on with what is open, and has asked again what was not answered.
+    fn take_over(&self, device: &OwnedFd, pollers: &Pollers) {
         self.handles.take_over();
         let waiting = pollers.take_over(|wish| {
             let file = self.rooms.road.pressure_file_of(wish.resource, &wish.owner)?;
@@ -109,7 +131,6 @@ impl Parts {
         });
         connection::ask_again(device, &self.journal);
         connection::wake(device, &waiting);
-        Ok(session)
     }
 
     /// Finds the containers that a daemon before us knew: the first readers need not wait for that, and what is sampled
@@ -187,6 +208,8 @@ impl Started {
             policy: super::policy(arguments),
             supplies: accounting::supplies(rooms.files.supplies(), &accounting),
             store,
+            workers: Arc::clone(workers),
+            has_given_up: false,
         };
         let socket = control::socket_path(&arguments.runtime_dir, mount.point());
         let held = [(DEVICE, device.as_fd()), (JOURNAL, journal.memory())];
@@ -196,7 +219,8 @@ impl Started {
         let held: Vec<(String, BorrowedFd<'_>)> = held.chain(counted).collect();
         let status = Arc::new(status);
         let (road, socket) = (&rooms.road, socket.as_path());
-        let attendance = Attendance { road, status, socket, store, held, signals, ended };
+        let workers = Arc::clone(workers);
+        let attendance = Attendance { road, status, socket, store, held, signals, ended, workers };
         let served = runtime.block_on(attendance.wait());
         let _ = std::fs::remove_file(socket);
         let outcome = served?;
@@ -216,7 +240,7 @@ impl Started {
                     counting.programs.retire();
                 }
                 journal.left_ns().store(monotonic_ns(), Ordering::Relaxed);
-                leave(workers, usize::from(arguments.threads), mount.point());
+                leave(&parts.workers, usize::from(arguments.threads), mount.point());
                 journal.let_go();
                 Ok(())
             }
@@ -225,7 +249,7 @@ impl Started {
 }
 
 /// Brings the threads to rest: what they have read is answered, and what comes now waits for the next daemon.
-fn leave(workers: &Workers, threads: usize, mount_point: &Path) {
+pub(super) fn leave(workers: &Workers, threads: usize, mount_point: &Path) {
     static ASKED: AtomicU32 = AtomicU32::new(0);
     let ask = || {
         let number = ASKED.fetch_add(1, Ordering::Relaxed);
@@ -270,7 +294,7 @@ fn config(arguments: &Serve) -> Config {
 }
 
 /// Runs the session on threads of its own and tells when it has ended: somebody unmounted it.
-fn run_session(
+pub(super) fn run_session(
     run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
 ) -> std::io::Result<oneshot::Receiver<std::io::Result<()>>> {
     let (sender, ended) = oneshot::channel();

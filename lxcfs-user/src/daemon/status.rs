@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
 use crate::files::Policy;
 use crate::keep::store::Store;
+use crate::keep::workers::Workers;
 use crate::model::cpus::CpuView;
 use crate::road::Road;
 use crate::road::fallback::{Decided, Fallback};
@@ -23,6 +26,10 @@ pub struct Status {
     pub supplies: Vec<Supply>,
     /// Who keeps the mount when the daemon dies.
     pub store: Store,
+    /// Who answers.
+    pub workers: Arc<Workers>,
+    /// It is the keeper who answers, because no daemon can be started.
+    pub has_given_up: bool,
 }
 
 /// A report of one moment.
@@ -42,10 +49,14 @@ pub struct Report {
     strict: bool,
     /// Whether everybody is shown the host's files (`SIGUSR2`).
     passthrough: bool,
+    /// Whether it is the keeper who answers, with the host's files, because no daemon can be started.
+    has_given_up: bool,
     /// Containers known now.
     containers: usize,
     /// Requests that ended in a panic.
     panics: u64,
+    /// Requests that took more than 5 s.
+    slow: u64,
     supplies: Vec<Supply>,
     fallbacks: Vec<Fallback>,
     decided: Vec<Decided>,
@@ -73,8 +84,10 @@ impl Status {
             zswap: self.policy.zswap,
             strict: self.policy.strict,
             passthrough: road.is_passthrough(),
+            has_given_up: self.has_given_up,
             containers: road.callers().containers().len(),
             panics: crate::fs::panics(),
+            slow: self.workers.slow().load(Ordering::Relaxed),
             supplies: self.supplies.clone(),
             fallbacks: road.fallbacks().list(),
             decided: road.fallbacks().decided(),
@@ -92,7 +105,12 @@ impl fmt::Display for Report {
         }
         writeln!(f, "  containers known   {}", self.containers)?;
         writeln!(f, "  cpu view           {}", format!("{:?}", self.cpu_view).to_lowercase())?;
-        if self.passthrough {
+        if self.has_given_up {
+            writeln!(
+                f,
+                "  GIVEN UP           no daemon can be started: everybody is shown the host's files (`lxcfs upgrade` tries again)"
+            )?;
+        } else if self.passthrough {
             writeln!(
                 f,
                 "  PASSTHROUGH        everybody is shown the host's files (SIGUSR2 ends it)"
@@ -100,6 +118,9 @@ impl fmt::Display for Report {
         }
         if self.panics > 0 {
             writeln!(f, "  PANICS             {} requests answered with EIO", self.panics)?;
+        }
+        if self.slow > 0 {
+            writeln!(f, "  slow requests      {} took more than 5 s, see the log", self.slow)?;
         }
         writeln!(f, "\nWhat supplies what:")?;
         for Supply { group, from } in &self.supplies {

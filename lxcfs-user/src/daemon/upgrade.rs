@@ -58,16 +58,24 @@ pub(super) fn self_test(rooms: &Rooms) -> Result<()> {
     Ok(())
 }
 
-/// Starts `program` as the next daemon and waits until it says that it is ready to take over.
+/// Starts `program` as the next daemon and waits until it says that it is ready to take over. `prepare` has the last word on
+/// what it is started with.
 ///
 /// # Errors
 /// It is not, and says why; nothing has changed.
-pub(super) fn start(program: &Path, descriptors: &[(String, BorrowedFd<'_>)]) -> Result<u32> {
+pub(super) fn start(
+    program: &Path,
+    descriptors: &[(String, BorrowedFd<'_>)],
+    prepare: impl FnOnce(&mut Command),
+) -> Result<u32> {
     let mut command = Command::new(program);
     let mut arguments = std::env::args_os();
     std::os::unix::process::CommandExt::arg0(&mut command, arguments.next().unwrap_or_default());
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    // systemd will wait for its beats as for ours, and has named us.
+    command.env_remove("WATCHDOG_PID");
     command.args(arguments).env(SUCCESSOR, "1").stdin(Stdio::null()).stdout(Stdio::piped());
+    prepare(&mut command);
     let mut child = store::start(&mut command, descriptors)?;
     let failed = |cause: String| Error::because("upgrade to", program, Errno::IO, cause);
     match first_line(&mut child) {

@@ -324,7 +324,7 @@ impl Filesystem for LxcFs {
 
     fn poll(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
@@ -332,6 +332,8 @@ impl Filesystem for LxcFs {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        let polled = notifier.handle().0;
+        let _working = self.workers.begin_poll(request.unique().0, node.0, polled);
         // The kernel picks from all that is said what the caller asked for. ENOSYS would turn poll off for the mount.
         let is_waiting = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
         match guarded(|| Ok(Self::poll(self, node, handle, is_waiting.then_some(notifier)))) {
@@ -404,5 +406,27 @@ impl From<Errno> for crate::error::Error {
     /// A request that panicked.
     fn from(errno: Errno) -> Self {
         Self::because("serve", "a request", errno, "a panic, reported above")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_errno_and_counted() {
+        let before = panics();
+        let lock = crate::model::lock::lock;
+        let shared = std::sync::Mutex::new(1);
+        let panicking = || -> Result<u32, Errno> {
+            let _held = lock(&shared);
+            panic!("this is to be seen in the test's output")
+        };
+        assert_eq!(guarded(panicking), Err(Errno::IO));
+        assert_eq!(panics(), before + 1);
+        let next: Result<u32, Errno> = guarded(|| Ok(*lock(&shared)));
+        assert_eq!(next, Ok(1), "the next one is served, with the same locks");
+        let error: crate::error::Error = Errno::IO.into();
+        assert!(error.to_string().contains("a panic"), "{error}");
     }
 }

@@ -66,6 +66,17 @@ impl Node {
     }
 }
 
+/// What the node of this number is, in words.
+#[must_use]
+pub fn name_of(number: u64) -> String {
+    match Node::from_number(INodeNo(number)) {
+        Some(Node::File(file)) => file.path().to_owned(),
+        Some(Node::Directory(_)) => "a directory".to_owned(),
+        Some(Node::Sysfs(_)) => "a file of /sys".to_owned(),
+        None => format!("node {number}"),
+    }
+}
+
 impl Directory {
     const ALL: [Self; 6] =
         [Self::Root, Self::Proc, Self::Pressure, Self::Sys, Self::Devices, Self::System];

@@ -3,6 +3,7 @@
 //! systemd's protocol (`sd_pid_notify_with_fds`, `sd_listen_fds`) is spoken with whoever started us: systemd itself, or
 //! the keeper of our own, which answers to it as well. A program that starts us without either keeps nothing.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +27,7 @@ pub const ACCOUNTING: &str = "lxcfs-bpf-";
 pub const STORE: &str = "FDSTORE";
 /// `name=number,...`: the descriptors that a process of ours starts us with.
 const GIVEN: &str = "LXCFS_GIVEN";
-/// The process that says so. A process further down the line inherits the words and not the descriptors.
+/// The process that says so: the one that started us, or the one we are, which was another program. A process further down the line inherits the words and not the descriptors.
 const GIVEN_BY: &str = "LXCFS_GIVEN_BY";
 /// The keeper's pid.
 pub const KEEPER: &str = "LXCFS_KEEPER";
@@ -85,7 +86,8 @@ impl Store {
 pub fn given() -> Vec<(String, OwnedFd)> {
     let parent =
         rustix::process::getppid().and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
-    let ours = std::env::var(GIVEN).ok().filter(|_| number(GIVEN_BY) == parent && parent.is_some());
+    let by = number(GIVEN_BY).filter(|by| Some(*by) == parent || *by == std::process::id());
+    let ours = std::env::var(GIVEN).ok().filter(|_| by.is_some());
     let numbers: Vec<(String, RawFd)> = match ours {
         Some(text) => parse(&text),
         None => sd_notify::listen_fds_with_names()
@@ -93,7 +95,9 @@ pub fn given() -> Vec<(String, OwnedFd)> {
             .unwrap_or_default(),
     };
     let mut given = Vec::new();
-    for (name, number) in numbers {
+    let mut taken = HashSet::new();
+    // A number can be owned once, whoever names it how often.
+    for (name, number) in numbers.into_iter().filter(|(_, number)| taken.insert(*number)) {
         match take(number) {
             Ok(descriptor) => given.push((name, descriptor)),
             Err(errno) => tracing::warn!("{}", Error::io("take over descriptor", name, errno)),
@@ -108,6 +112,22 @@ pub fn given() -> Vec<(String, OwnedFd)> {
 /// It cannot be started.
 pub fn start(command: &mut Command, descriptors: &[(String, BorrowedFd<'_>)]) -> Result<Child> {
     let program = command.get_program().to_owned();
+    let child = passing_on(command, descriptors, Command::spawn);
+    child.map_err(|error| Error::std("start", program, &error))
+}
+
+/// Becomes a program of ours, in place and with `descriptors`. Returns only if it cannot.
+pub fn become_program(command: &mut Command, descriptors: &[(String, BorrowedFd<'_>)]) -> Error {
+    let program = command.get_program().to_owned();
+    let error = passing_on(command, descriptors, std::os::unix::process::CommandExt::exec);
+    Error::std("become", program, &error)
+}
+
+fn passing_on<T>(
+    command: &mut Command,
+    descriptors: &[(String, BorrowedFd<'_>)],
+    run: impl FnOnce(&mut Command) -> T,
+) -> T {
     let set = |flags| {
         for (name, descriptor) in descriptors {
             if let Err(errno) = rustix::io::fcntl_setfd(descriptor, flags) {
@@ -118,9 +138,9 @@ pub fn start(command: &mut Command, descriptors: &[(String, BorrowedFd<'_>)]) ->
     command.env(GIVEN, text_of(descriptors)).env(GIVEN_BY, std::process::id().to_string());
     // We start nothing else meanwhile.
     set(FdFlags::empty());
-    let child = command.spawn();
+    let result = run(command);
     set(FdFlags::CLOEXEC);
-    child.map_err(|error| Error::std("start", program, &error))
+    result
 }
 
 /// The program we are, where its file is now: it may have been replaced since we were started.

@@ -1,8 +1,9 @@
 //! The threads that answer requests: what each works on, for the journal and the watchdog, and how they come to rest.
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::journal::Journal;
@@ -18,6 +19,8 @@ const OPERATION: usize = 1;
 const NODE: usize = 2;
 const THREAD: usize = 3;
 const REPEATED: usize = 4;
+/// Of a poll, the kernel's number for those who poll the file.
+const POLLED: usize = 5;
 
 /// Set in the number of a request that the kernel asks a second time.
 const RESENT: u64 = 1 << 63;
@@ -33,6 +36,7 @@ pub enum Operation {
     Release = 5,
     List = 6,
     Other = 7,
+    Poll = 8,
 }
 
 impl Operation {
@@ -44,6 +48,7 @@ impl Operation {
             4 => "read",
             5 => "release",
             6 => "readdir",
+            8 => "poll",
             _ => "request",
         }
     }
@@ -56,6 +61,11 @@ pub struct Workers {
     resting: AtomicBool,
     /// How many do rest.
     at_rest: AtomicUsize,
+    /// The thread that looks for requests that take long, and whether it is about to look.
+    watcher: OnceLock<Thread>,
+    is_watched: AtomicBool,
+    /// Requests that took long, in the life of this process.
+    slow: AtomicU64,
 }
 
 /// A request under work. Dropping it, after the reply, ends that.
@@ -77,6 +87,8 @@ pub struct Unanswered {
     pub node: u64,
     /// Our thread.
     pub thread: u64,
+    /// Of a poll, the kernel's number for those who poll the file.
+    pub polled: Option<u64>,
 }
 
 thread_local! {
@@ -87,11 +99,33 @@ impl Workers {
     /// The threads that write to `journal`.
     #[must_use]
     pub const fn new(journal: Arc<Journal>) -> Self {
-        Self { journal, resting: AtomicBool::new(false), at_rest: AtomicUsize::new(0) }
+        Self {
+            journal,
+            resting: AtomicBool::new(false),
+            at_rest: AtomicUsize::new(0),
+            watcher: OnceLock::new(),
+            is_watched: AtomicBool::new(false),
+            slow: AtomicU64::new(0),
+        }
     }
 
     /// Says that this thread works on `request` from now on.
     pub fn begin(&self, request: u64, operation: Operation, node: u64) -> Working<'_> {
+        self.begin_with(request, operation, node, None)
+    }
+
+    /// The same of a poll. `polled` is the kernel's number for those who poll the file.
+    pub fn begin_poll(&self, request: u64, node: u64, polled: u64) -> Working<'_> {
+        self.begin_with(request, Operation::Poll, node, Some(polled))
+    }
+
+    fn begin_with(
+        &self,
+        request: u64,
+        operation: Operation,
+        node: u64,
+        polled: Option<u64>,
+    ) -> Working<'_> {
         let slot = SLOT.with(|slot| slot.get().or_else(|| first_request(slot)));
         let slot = slot.filter(|slot| *slot < THREADS);
         let request = request & !RESENT;
@@ -100,10 +134,56 @@ impl Workers {
             store(OPERATION, operation as u64);
             store(NODE, node);
             store(THREAD, thread_id());
+            if let Some(polled) = polled {
+                store(POLLED, polled);
+            }
             store(REQUEST, request);
+        }
+        if !self.is_watched.load(Ordering::Relaxed) {
+            self.wake_watcher();
         }
         self.journal.latest_request().store(request, Ordering::Relaxed);
         Working { workers: self, slot }
+    }
+
+    /// Makes this thread the one that looks for requests that take long.
+    pub fn watch(&self) {
+        // One watches, and is the first to ask.
+        let _ = self.watcher.set(std::thread::current());
+    }
+
+    /// What is worked on, once in each `pause`. Sleeps while nothing has been asked for two of them: a daemon that nobody
+    /// asks wakes up for nothing.
+    #[must_use]
+    pub fn look(&self, pause: Duration) -> Vec<Unanswered> {
+        let mut quiet = 0;
+        loop {
+            std::thread::sleep(pause);
+            let unanswered = Self::unanswered(&self.journal);
+            let was_asked = self.is_watched.swap(false, Ordering::Relaxed);
+            if was_asked || !unanswered.is_empty() {
+                return unanswered;
+            }
+            quiet += 1;
+            // A thread may have begun and not have seen that nobody looks any more: the second look finds what it does.
+            while quiet > 1 && !self.is_watched.load(Ordering::Relaxed) {
+                std::thread::park();
+            }
+        }
+    }
+
+    #[cold]
+    fn wake_watcher(&self) {
+        if let Some(watcher) = self.watcher.get() {
+            self.is_watched.store(true, Ordering::Relaxed);
+            watcher.unpark();
+        }
+    }
+
+    /// Requests that took long, in the life of this process.
+    #[must_use]
+    pub const fn slow(&self) -> &AtomicU64 {
+        &self.slow
     }
 
     /// Brings the first `threads` threads to rest: each answers what it works on, and reads no further request.
@@ -134,6 +214,8 @@ impl Workers {
                 operation: Operation::name(load(slot, OPERATION)),
                 node: load(slot, NODE),
                 thread: load(slot, THREAD),
+                polled: (load(slot, OPERATION) == Operation::Poll as u64)
+                    .then(|| load(slot, POLLED)),
             })
             .collect()
     }
@@ -201,10 +283,13 @@ mod tests {
         let working = workers.begin(RESENT | 12, Operation::Read, 17);
         let unanswered = Workers::unanswered(&journal);
         assert_eq!((unanswered[0].request, unanswered[0].operation), (12, "read"));
-        assert_eq!(unanswered[0].thread, thread_id());
+        assert_eq!((unanswered[0].thread, unanswered[0].polled), (thread_id(), None));
         drop(working);
         assert!(Workers::unanswered(&journal).is_empty());
         assert_eq!(journal.latest_request().load(Ordering::Relaxed), 12);
+        let _working = workers.begin_poll(14, 17, 99);
+        let unanswered = Workers::unanswered(&journal);
+        assert_eq!((unanswered[0].operation, unanswered[0].polled), ("poll", Some(99)));
     }
 
     #[test]
@@ -216,6 +301,30 @@ mod tests {
             assert_eq!(Workers::settle(&journal).len(), deadly, "{request}");
             assert!(Workers::unanswered(&journal).is_empty());
         }
+    }
+
+    #[test]
+    fn nobody_looks_while_nothing_is_asked() {
+        let workers: &'static Workers = Box::leak(Box::new(Workers::new(Arc::new(journal()))));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            workers.watch();
+            while sender.send(workers.look(Duration::from_millis(5))).is_ok() {}
+        });
+        let is_seen = || {
+            let until = Instant::now() + Duration::from_secs(10);
+            let mut is_seen = false;
+            while !is_seen && Instant::now() < until {
+                let _working = workers.begin(12, Operation::Read, 17);
+                let look = receiver.recv_timeout(Duration::from_millis(100));
+                is_seen = look.is_ok_and(|unanswered| !unanswered.is_empty());
+            }
+            is_seen
+        };
+        assert!(is_seen());
+        let still = || receiver.recv_timeout(Duration::from_millis(500)).is_ok();
+        assert!((0..50).any(|_| !still()), "it looks on and on");
+        assert!(is_seen(), "it was woken by a request");
     }
 
     #[test]

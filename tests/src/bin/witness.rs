@@ -4,22 +4,31 @@
 //! * `path` opens, reads and closes; `held` reads a file that stays open; `pieces` reads a few bytes at a time, and holds
 //!   the pieces against the rest of the same page.
 //! * `counters` reads `/proc/stat` and looks whether a counter fell.
+//! * `poller` sets a trigger on a pressure file and polls it; at the end it makes the pressure itself and must be told.
 //! * `calm` is `path` on a file of a daemon that nothing happens to: what takes long there is the machine.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 
 /// Between two readings: readers are not to be a load.
 const PAUSE: Duration = Duration::from_millis(3);
 
 /// What is worth a line.
 const LONG: Duration = Duration::from_millis(5);
+
+/// How long a poll lasts that is told nothing, and how long one may be told nothing under pressure: the window of the trigger
+/// is two seconds.
+const POLL_MS: u16 = 50;
+const TOLD: Duration = Duration::from_secs(20);
 
 /// More than any page.
 const LARGEST: usize = 1 << 20;
@@ -70,6 +79,9 @@ fn main() -> Result<()> {
 
 fn witness(argument: &str, ended: &AtomicBool) -> Result<Seen> {
     let (how, path) = argument.split_once(':').context("HOW:FILE")?;
+    if how == "poller" {
+        return poll_until(path, ended);
+    }
     let held = File::open(path)?;
     let mut counters = BTreeMap::new();
     let mut seen = Seen::default();
@@ -95,6 +107,63 @@ fn witness(argument: &str, ended: &AtomicBool) -> Result<Seen> {
             seen.first.get_or_insert_with(|| format!("{error:#}").replace('\n', " "));
         }
         std::thread::sleep(PAUSE);
+    }
+    Ok(seen)
+}
+
+/// Polls a trigger of its own until the end, and then until it is told of an event.
+fn poll_until(path: &str, ended: &AtomicBool) -> Result<Seen> {
+    let mut file =
+        File::options().read(true).write(true).open(path).context("open for a trigger")?;
+    file.write_all(b"some 10000 2000000\0").context("set a trigger")?;
+    let mut seen = Seen::default();
+    let ask = || -> Result<PollFlags> {
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        match poll(&mut fds, POLL_MS) {
+            Ok(_) | Err(Errno::EINTR) => fds[0].revents().context("known events"),
+            Err(error) => Err(error).context("poll"),
+        }
+    };
+    let poll_once = || -> Result<bool> {
+        let mut events = ask()?;
+        if events.contains(PollFlags::POLLERR) {
+            // Before 6.9 the kernel makes that of a poll that a daemon has read and died before it noted it.
+            events = ask()?;
+        }
+        ensure!(!events.contains(PollFlags::POLLERR), "the trigger is gone: {events:?}");
+        Ok(events.contains(PollFlags::POLLPRI))
+    };
+    while !ended.load(Ordering::Relaxed) {
+        seen.readings += 1;
+        if let Err(error) = poll_once() {
+            seen.failed += 1;
+            seen.first.get_or_insert_with(|| format!("{error:#}"));
+            // There is none that could be waited for.
+            std::thread::sleep(PAUSE);
+        }
+    }
+    let is_over = AtomicBool::new(false);
+    let told = std::thread::scope(|scope| {
+        // Twice as many as can run.
+        for _ in 0..2 * std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let until = Instant::now() + lxcfs_tests::patience(TOLD);
+        let mut told = false;
+        while !told && Instant::now() < until {
+            // What went wrong has been counted.
+            told = poll_once().unwrap_or(false);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        told
+    });
+    if !told {
+        seen.failed += 1;
+        seen.first.get_or_insert_with(|| "no event, for all the pressure".to_owned());
     }
     Ok(seen)
 }

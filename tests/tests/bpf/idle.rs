@@ -65,7 +65,12 @@ fn idle_containers_decay_and_wake_nobody() -> Result<()> {
     let (start, before) = at_tick(|| averages(&mut containers[0].0));
     let before = before?;
     ensure!(before[0] >= 0.1, "two tasks at one sample at least: {before:?}");
-    thread::sleep(Duration::from_secs(1));
+    // Some seconds after the last request nobody looks any more whether one takes long.
+    lxcfs_tests::wait_for("the daemon to come to rest", || {
+        let before = switches(server).ok();
+        thread::sleep(Duration::from_secs(2));
+        before.is_some() && switches(server).ok() == before
+    });
     let (told, awake) = (notices(), switches(server)?);
     thread::sleep(window);
     let (awake, told) = (switches(server)? - awake, notices() - told);

@@ -7,6 +7,7 @@ mod closed_form;
 mod counts;
 mod cpu_time;
 mod idle;
+mod kills;
 mod parity;
 mod start;
 mod storm;

@@ -34,6 +34,9 @@ pub(crate) struct SoakArgs {
     /// Daemons killed, ended and upgraded
     #[arg(long, default_value_t = 100)]
     restarts: u64,
+    /// Daemons killed, one a second, while averages and counters are read
+    #[arg(long, default_value_t = 100)]
+    kills: u64,
     /// Seconds of steady load in guests
     #[arg(long, default_value_t = 300)]
     steady: u64,
@@ -59,6 +62,8 @@ enum Part {
     Ticks,
     /// Daemons that are killed, end and are upgraded under readers
     Restarts,
+    /// Averages and counters through kills
+    Kills,
     /// In guests: all cgroups together are the kernel's own load
     Steady,
     /// Any bytes for every parser
@@ -103,6 +108,7 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
         ),
         // The whole suite.
         Part::Restarts => ("restart", "", &[("LXCFS_TEST_RESTARTS", args.restarts)]),
+        Part::Kills => ("bpf", "go_on_through_kills", &[("LXCFS_TEST_KILLS", args.kills)]),
         // The other three are no tests of a suite here.
         Part::Ticks | Part::Steady | Part::Fuzz | Part::Miri => {
             ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])

@@ -16,6 +16,9 @@ const FORGIVEN: u32 = 3;
 /// the daemons themselves take.
 const MOST: u32 = 10;
 
+/// As many ends as one counts that was waited for until patience ended: two of them are enough.
+const WAITED_FOR: u32 = MOST / 2;
+
 /// How a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
@@ -25,6 +28,8 @@ pub(super) enum End {
     Crashed { after: Duration },
     /// Before it served.
     NeverServed,
+    /// It neither served nor ended, and was killed.
+    Hung,
 }
 
 /// What to do.
@@ -38,18 +43,20 @@ pub(super) enum Next {
 /// Ends in a row.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
+    /// As many as they count.
     failures: u32,
+    ends: u32,
 }
 
 impl Backoff {
     pub(super) fn after(&mut self, end: End) -> Next {
         let forgiven = match end {
             End::Told => {
-                self.failures = 0;
+                *self = Self::default();
                 return Next::StartIn(Duration::ZERO);
             }
             End::Crashed { after } if after >= FINE => {
-                self.failures = 1;
+                *self = Self { failures: 1, ends: 0 };
                 FORGIVEN
             }
             End::Crashed { .. } => {
@@ -60,9 +67,14 @@ impl Backoff {
                 self.failures += 1;
                 0
             }
+            End::Hung => {
+                self.failures += WAITED_FOR;
+                0
+            }
         };
+        self.ends += 1;
         if self.failures >= MOST {
-            return Next::GiveUp(self.failures);
+            return Next::GiveUp(self.ends);
         }
         let Some(doublings) = self.failures.checked_sub(forgiven + 1) else {
             return Next::StartIn(Duration::ZERO);
@@ -85,6 +97,13 @@ mod tests {
         }
         assert!(waited < Duration::from_secs(10), "{waited:?}");
         assert_eq!(backoff.failures, MOST);
+    }
+
+    #[test]
+    fn what_hangs_at_its_start_is_given_up_the_second_time() {
+        let mut backoff = Backoff::default();
+        assert!(matches!(backoff.after(End::Hung), Next::StartIn(_)));
+        assert!(matches!(backoff.after(End::Hung), Next::GiveUp(2)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
@@ -43,6 +43,20 @@ impl Messages {
         let socket =
             UnixDatagram::bind(path).map_err(|error| Error::std("listen on", path, &error))?;
         Ok(Self { socket, path: path.to_owned() })
+    }
+
+    /// The socket of the keeper before, which is bound there.
+    pub(super) fn adopt(socket: OwnedFd, path: &Path) -> Result<Self> {
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
+        let failed = |error| Error::std("listen on", path, &error);
+        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = UnixDatagram::from_std(socket).map_err(failed)?;
+        Ok(Self { socket, path: path.to_owned() })
+    }
+
+    /// To be passed on.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     pub(super) fn path(&self) -> &Path {
