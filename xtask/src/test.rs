@@ -69,11 +69,6 @@ const HOST_SUITES: [&str; 5] = ["engines", "languages", "peer", "psutil", "shows
 /// sum of all cgroups'.
 const GUEST_SUITES: [&str; 2] = ["clock", "whole"];
 
-/// Suites that take long in a guest and depend little on its kernel, and the kernels they run on: the oldest, which cannot
-/// ask again what a killed daemon has read, and one that can.
-const SLOW_SUITES: [&str; 1] = ["systemd"];
-const SLOW_KERNELS: [&str; 2] = ["6.1", "6.18"];
-
 /// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
 const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
 
@@ -234,22 +229,8 @@ fn run_until(signal: Signal) -> Result<()> {
 
 fn test_in_guests(args: &Args) -> Result<Vec<vm::KernelReport>> {
     let suites: Vec<_> = suites_for(&HOST_SUITES, args)?.into_iter().map(suite).collect();
-    let is_slow = |suite: &vm::Suite| SLOW_SUITES.contains(&suite.name.as_str());
-    // One that is asked for by name runs wherever it is asked for.
-    let without_slow = suites.iter().filter(|suite| !is_slow(suite) || !args.suites.is_empty());
-    let without_slow: Vec<_> = without_slow.cloned().collect();
-    let has_slow = |series: &vm::Series| SLOW_KERNELS.contains(&series.to_string().as_str());
-    let (some, others) = args.kernel.0.iter().partition::<Vec<_>, _>(|series| has_slow(series));
-    let mut reports = Vec::new();
-    for (kernels, suites) in [(some, suites), (others, without_slow)] {
-        if !kernels.is_empty() {
-            let options = vm::Options { kernels, ..vm::Options::default() };
-            reports.extend(vm::run_suites(&options, &suites, guest(&GUEST_ENVIRONMENT))?);
-        }
-    }
-    let place = |report: &vm::KernelReport| args.kernel.0.iter().position(|s| *s == report.series);
-    reports.sort_by_key(place);
-    Ok(reports)
+    let options = vm::Options { kernels: args.kernel.0.clone(), ..vm::Options::default() };
+    vm::run_suites(&options, &suites, guest(&GUEST_ENVIRONMENT))
 }
 
 fn suite((name, binary): (String, PathBuf)) -> vm::Suite {
