@@ -24,6 +24,8 @@ pub(super) struct Stat {
     /// The host's page.
     host: Vec<u8>,
     load: Option<Load>,
+    /// Tasks ever made.
+    made: u64,
     /// See [`super::Reader`].
     boottime_ahead_s: i64,
 }
@@ -43,6 +45,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
     });
     drop(history);
     let load = view.source.load(view.container)?;
+    let made = load.map_or(0, |load| view.container.history.made_by_now(made(&load)));
     Ok(Stat {
         cpus: rows,
         gone,
@@ -50,7 +53,14 @@ pub(super) fn gather(view: &View<'_>) -> Result<Stat> {
         host: view.host(File::Stat)?,
         boottime_ahead_s: view.reader.boottime_ahead_s,
         load,
+        made,
     })
+}
+
+/// Tasks made as far as can be seen now: where they are not counted, in a pid namespace of its own the newest pid (until
+/// pids wrap). It falls when that one ends.
+fn made(load: &Load) -> u64 {
+    load.forks.unwrap_or_else(|| load.tasks.last_pid.max(load.tasks.threads).into())
 }
 
 /// The times of each CPU shown: its own where they are known and the CPU is a real one, else an even share.
@@ -106,10 +116,8 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
         None => copy_line(page, &stat.host, "ctxt"),
     }
     write_btime(page, stat);
-    if let Some(Load { tasks, forks, .. }) = stat.load {
-        // In a pid namespace of its own, the newest pid is the number of tasks ever made (until pids wrap).
-        let made = forks.unwrap_or_else(|| tasks.last_pid.max(tasks.threads).into());
-        let _ = writeln!(page, "processes {made}");
+    if let Some(Load { tasks, .. }) = stat.load {
+        let _ = writeln!(page, "processes {}", stat.made);
         // The reader is running; a sample taken before it started may not know it.
         let _ = writeln!(page, "procs_running {}", tasks.running.max(1));
         let _ = writeln!(page, "procs_blocked {}", tasks.waiting_for_io);

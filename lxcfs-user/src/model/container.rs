@@ -1,7 +1,7 @@
 //! Who asks: one container, as the sources need to know it.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use serde::{Deserialize, Serialize};
@@ -120,6 +120,8 @@ pub struct History {
     pub idle: Mutex<IdleHistory>,
     /// The load average at its last sample, or where the kernel side keeps it, when it was last shown.
     pub load: Mutex<Option<LoadHistory>>,
+    /// The number of tasks ever made that was last shown, which may not fall either.
+    pub made: AtomicU64,
     /// What the container used before the kernel side began to count.
     pub before: OnceLock<Before>,
     /// The newest pid, and when it was looked up, nanoseconds of `CLOCK_MONOTONIC`.
@@ -133,6 +135,7 @@ pub struct Carried {
     cpu: CpuHistory,
     idle: IdleHistory,
     load: Option<LoadHistory>,
+    made: u64,
     before: Option<Before>,
 }
 
@@ -142,6 +145,11 @@ impl History {
         lock(&self.load)
     }
 
+    /// The number of tasks ever made that is to be shown where `made` are seen now.
+    pub fn made_by_now(&self, made: u64) -> u64 {
+        self.made.fetch_max(made, Ordering::Relaxed).max(made)
+    }
+
     /// What the next daemon has to know.
     #[must_use]
     pub fn carried(&self) -> Carried {
@@ -149,6 +157,7 @@ impl History {
             cpu: lock(&self.cpu).clone(),
             idle: *lock(&self.idle),
             load: lock(&self.load).clone(),
+            made: self.made.load(Ordering::Relaxed),
             before: self.before.get().cloned(),
         }
     }
@@ -159,6 +168,7 @@ impl History {
         *lock(&self.cpu) == carried.cpu
             && *lock(&self.idle) == carried.idle
             && *lock(&self.load) == carried.load
+            && self.made.load(Ordering::Relaxed) == carried.made
             && self.before.get() == carried.before.as_ref()
     }
 
@@ -167,6 +177,7 @@ impl History {
         *lock(&self.cpu) = carried.cpu;
         *lock(&self.idle) = carried.idle;
         *lock(&self.load) = carried.load;
+        self.made.fetch_max(carried.made, Ordering::Relaxed);
         if let Some(before) = carried.before.filter(|_| counting_goes_on) {
             // Found out already, it is the same.
             let _ = self.before.set(before);
@@ -245,5 +256,14 @@ mod tests {
     fn garbage_is_no_hierarchy() {
         let paths = CgroupPaths::parse(b"\xff\n::\n4\n5:cpu\n");
         assert_eq!(paths.iter().collect::<Vec<_>>(), [("", "")]);
+    }
+
+    #[test]
+    fn the_number_of_tasks_made_never_falls_here_nor_in_the_next_daemon() {
+        let first = History::default();
+        assert_eq!([11, 10, 12].map(|made| first.made_by_now(made)), [11, 11, 12]);
+        let next = History::default();
+        next.resume(first.carried(), true);
+        assert_eq!(next.made_by_now(9), 12, "the newest has ended");
     }
 }
