@@ -6,6 +6,7 @@ pub mod bench;
 pub mod burden;
 pub mod cgroup;
 pub mod container;
+pub mod counters;
 pub mod debian;
 pub mod machine;
 pub mod mount;
@@ -50,6 +51,15 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited too long for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The three averages of a loadavg.
+///
+/// # Errors
+/// It does not begin with three numbers.
+pub fn averages(loadavg: &str) -> Result<[f64; 3]> {
+    let words: Vec<f64> = loadavg.split(' ').take(3).map(str::parse).collect::<Result<_, _>>()?;
+    words.try_into().ok().with_context(|| format!("three numbers: {loadavg}"))
 }
 
 /// The number of line `name` of a meminfo, KiB.

@@ -7,7 +7,6 @@
 //! * `poller` sets a trigger on a pressure file and polls it; at the end it makes the pressure itself and must be told.
 //! * `calm` is `path` on a file of a daemon that nothing happens to: what takes long there is the machine.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -16,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use lxcfs_tests::counters::Counters;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -83,7 +83,7 @@ fn witness(argument: &str, ended: &AtomicBool) -> Result<Seen> {
         return poll_until(path, ended);
     }
     let held = File::open(path)?;
-    let mut counters = BTreeMap::new();
+    let mut counters = Counters::default();
     let mut seen = Seen::default();
     while !ended.load(Ordering::Relaxed) {
         let mut longest = Duration::ZERO;
@@ -215,21 +215,11 @@ fn pieces(path: &str, number: u64, longest: &mut Duration) -> Result<()> {
     Ok(())
 }
 
-fn count(path: &str, counters: &mut BTreeMap<String, u64>) -> Result<()> {
+fn count(path: &str, counters: &mut Counters) -> Result<()> {
     let text = std::fs::read_to_string(path)?;
     check(text.as_bytes())?;
     // Not `ctxt`: without eBPF it is the host's.
-    let counted = ["cpu", "processes", "btime"];
-    for line in text.lines().filter(|line| counted.iter().any(|name| line.starts_with(name))) {
-        let mut words = line.split_whitespace();
-        let name = words.next().context("a line has words")?;
-        for (nth, word) in words.enumerate() {
-            let now = word.parse()?;
-            let before = counters.insert(format!("{name} {nth}"), now).unwrap_or(now);
-            ensure!(before <= now, "column {nth} of {name} fell from {before} to {now}");
-        }
-    }
-    Ok(())
+    counters.look(&text, &["cpu", "processes", "btime"])
 }
 
 fn check(page: &[u8]) -> Result<()> {

@@ -33,10 +33,7 @@ fn notices() -> u64 {
 
 /// The three averages the container is shown.
 fn averages(container: &mut Running) -> Result<[f64; 3]> {
-    let text = container.say("cat /proc/loadavg")?;
-    let words: Vec<f64> =
-        text.split(' ').take(3).map(|word| Ok(word.parse()?)).collect::<Result<_>>()?;
-    <[f64; 3]>::try_from(words).ok().with_context(|| format!("three numbers: {text}"))
+    lxcfs_tests::averages(&container.say("cat /proc/loadavg")?)
 }
 
 /// `LXCFS_TEST_IDLE_CONTAINERS` of them for `LXCFS_TEST_IDLE_SECONDS`.

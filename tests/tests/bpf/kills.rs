@@ -1,12 +1,13 @@
 //! Nobody counts anew because a daemon dies: averages and counters as a container sees them, through a kill each second.
 
-use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lxcfs_tests::averages;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
+use lxcfs_tests::counters::Counters;
 use lxcfs_tests::mount::Daemon;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,11 +20,6 @@ const BUSY: &str = "while :; do :; done & while :; do :; done &";
 /// How far an average may be from what is right: it is printed with two digits.
 const NEAR: f64 = 0.02;
 
-fn averages(text: &str) -> Result<[f64; 3]> {
-    let words: Vec<f64> = text.split(' ').take(3).map(str::parse).collect::<Result<_, _>>()?;
-    words.try_into().ok().with_context(|| format!("three numbers: {text}"))
-}
-
 /// Kills what serves, and waits until another does and has begun whatever it begins with.
 fn strike(daemon: &Daemon) -> Result<()> {
     let server = daemon.server();
@@ -33,36 +29,17 @@ fn strike(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of `/proc/stat` that only grow.
-#[derive(Default)]
-struct Counters(BTreeMap<String, u64>);
-
-impl Counters {
-    /// None of them may be smaller than before.
-    fn look(&mut self, stat: &str) -> Result<()> {
-        let counted = ["cpu", "ctxt", "processes"];
-        for line in stat.lines().filter(|line| counted.iter().any(|name| line.starts_with(name))) {
-            let mut words = line.split_whitespace();
-            let name = words.next().context("a line has words")?;
-            for (nth, word) in words.enumerate() {
-                let now = word.parse()?;
-                let before = self.0.insert(format!("{name} {nth}"), now).unwrap_or(now);
-                ensure!(before <= now, "column {nth} of {name} fell from {before} to {now}");
-            }
-        }
-        ensure!(!self.0.is_empty(), "no counters: {stat}");
-        Ok(())
-    }
-
-    /// Hundredths of a second that were not idle.
-    fn used(&self) -> u64 {
-        ["cpu 0", "cpu 1", "cpu 2"].iter().filter_map(|name| self.0.get(*name)).sum()
-    }
-}
-
+/// None of the container's counters may be smaller than before.
 fn stat(container: &mut Running, counters: &mut Counters) -> Result<()> {
     let stat = container.say("cat /proc/stat")?;
-    counters.look(&stat)
+    counters.look(&stat, &["cpu", "ctxt", "processes"])?;
+    ensure!(!counters.is_empty(), "no counters: {stat}");
+    Ok(())
+}
+
+/// Hundredths of a second that were not idle.
+fn used(counters: &Counters) -> u64 {
+    (0..3).filter_map(|nth| counters.get("cpu", nth)).sum()
 }
 
 /// `LXCFS_TEST_KILLS` kills. What is right is counted by programs of our own, which nobody kills, and which `closed_form`
@@ -77,7 +54,7 @@ fn averages_and_counters_go_on_through_kills() -> Result<()> {
     container.say(BUSY)?;
     let mut counters = Counters::default();
     stat(&mut container, &mut counters)?;
-    let (used, began) = (counters.used(), Instant::now());
+    let (before, began) = (used(&counters), Instant::now());
     let mut highest = 0.0_f64;
     for nth in 0..kills {
         strike(&daemon)?;
@@ -95,7 +72,7 @@ fn averages_and_counters_go_on_through_kills() -> Result<()> {
     }
     ensure!(highest >= 0.1, "nothing was counted: {highest}");
     stat(&mut container, &mut counters)?;
-    let used = Duration::from_millis((counters.used() - used) * 10);
+    let used = Duration::from_millis((used(&counters) - before) * 10);
     // Two tasks have one CPU at least, if somebody does not take it from them.
     ensure!(used >= began.elapsed() / 4, "{used:?} of {:?} were counted", began.elapsed());
     Ok(())
