@@ -42,9 +42,10 @@ fn types_of(btf: &Btf<'_>) -> Types {
         task_iterator: btf.find("bpf_iter_task", Kind::Func).is_some(),
         task_storage: btf.enumerator("bpf_map_type", "BPF_MAP_TYPE_TASK_STORAGE").is_some(),
         // Storage first came from kmalloc, which may wake a task and so take a run queue's lock;
-        // then from an allocator of BPF's own; and from a kmalloc without locks since there is one.
+        // then from an allocator of BPF's own; and, since there is one, from a kmalloc without locks
+        // (by BPF's wrapper, whose name has stayed).
         storage_under_lock: storage_map("selem_ma")
-            || btf.find("kmalloc_nolock_noprof", Kind::Func).is_some(),
+            || btf.find("bpf_map_kmalloc_nolock", Kind::Func).is_some(),
     }
 }
 
