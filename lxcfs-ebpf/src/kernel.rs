@@ -39,14 +39,14 @@ static GROUPED_BY_V1: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static CREATE_LOCKED: Global<u32> = Global::new(0);
 
-/// An 8-byte member, by a checked load.
+/// An 8-byte member, by a checked load. Each call loads: others write the member meanwhile.
 ///
 /// # Safety
 /// `task` is a task the verifier trusts.
 #[inline(always)]
 pub(crate) unsafe fn load_u64(task: *const task_struct, offset: &Global<u32>) -> u64 {
     // SAFETY: the loader found an 8-byte member there.
-    unsafe { *task.cast::<u8>().add(offset.load() as usize).cast::<u64>() }
+    unsafe { task.cast::<u8>().add(offset.load() as usize).cast::<u64>().read_volatile() }
 }
 
 /// # Safety

@@ -78,11 +78,12 @@ unsafe fn moved(leader: *const task_struct, whole_group: bool) -> i32 {
 ///
 /// # Safety
 /// `thread` is a task the verifier trusts.
-#[inline(always)]
-unsafe fn rehome(thread: *const task_struct) {
+#[inline(never)]
+pub(crate) unsafe fn rehome(thread: *const task_struct) {
     // SAFETY: by contract.
     unsafe {
         let Some(entry) = task::find(thread) else { return };
+        task::forget(entry);
         let slot = slot::resolve(kernel::css_set(thread));
         let old = ptr::read_volatile(&raw const (*entry).word);
         if word::slot(old) == slot || old & ALIVE == 0 {

@@ -10,7 +10,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use lxcfs_abi::word::{self, ALIVE, RUN, SEEN};
 use lxcfs_abi::{Ctrl, Task, TaskTimes};
 
-use crate::{atomic, cpu, kernel, load, maps, slot, task};
+use crate::{atomic, cpu, kernel, life, load, maps, slot, task};
 
 /// `prev` leaves the CPU. `next` needs nothing: its wake-up made it running.
 #[btf_tracepoint(function = "sched_switch")]
@@ -42,30 +42,44 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 unsafe fn switch_out(previous: *const task_struct, entry: *mut Task, ctrl: *mut Ctrl, cpu: u32) {
     // SAFETY: by contract.
     unsafe {
-        let slot = task::slot(previous, entry, ctrl);
-        let Some(record) = maps::record(maps::record_index(slot, cpu)) else {
+        let home = task::home(previous, entry, ctrl);
+        let Some(record) = maps::record(maps::record_index(home.slot, cpu)) else {
             maps::count!(no_record);
             return;
         };
         cpu::charge(previous, entry, record, cpu);
         (*record).switches += 1;
-        become_state(entry, word::make(slot, task::state(previous), cpu), cpu);
+        become_state(previous, entry, home, task::state(previous), cpu);
     }
 }
 
 /// Gives the task its new word and counts the difference.
 ///
+/// Who moves a task changes its group, then its word. If the whole move came after `home` was
+/// looked up and before the word is set here, the word names the group the task has left: so it is
+/// asked again.
+///
 /// # Safety
-/// `entry` is a map value; interrupts are off.
+/// `entry` is the task's; interrupts are off.
 #[inline(always)]
-unsafe fn become_state(entry: *mut Task, new: u64, cpu: u32) {
+unsafe fn become_state(
+    task: *const task_struct,
+    entry: *mut Task,
+    home: task::Home,
+    state: u64,
+    cpu: u32,
+) {
     // SAFETY: by contract.
     unsafe {
+        let new = word::make(home.slot, state, cpu);
         if ptr::read_volatile(&raw const (*entry).word) == new {
             return;
         }
         let old = atomic::swap(&raw mut (*entry).word, new);
         load::change(old, new, cpu);
+        if task::has_left(task, home) {
+            life::rehome(task);
+        }
     }
 }
 
@@ -92,10 +106,10 @@ pub(crate) fn sched_wakeup(ctx: BtfTracePointContext) -> i32 {
 unsafe fn wake(woken: *const task_struct, entry: *mut Task, ctrl: *mut Ctrl) -> u32 {
     // SAFETY: by contract.
     unsafe {
-        let slot = task::slot(woken, entry, ctrl);
+        let home = task::home(woken, entry, ctrl);
         let cpu = maps::current_cpu();
-        become_state(entry, word::make(slot, SEEN | ALIVE | RUN, 0), cpu);
-        maps::record_index(slot, cpu)
+        become_state(woken, entry, home, SEEN | ALIVE | RUN, cpu);
+        maps::record_index(home.slot, cpu)
     }
 }
 

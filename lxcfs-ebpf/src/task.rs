@@ -104,6 +104,13 @@ pub(crate) unsafe fn state(task: *const task_struct) -> u64 {
     }
 }
 
+/// Where an event found its task.
+#[derive(Clone, Copy)]
+pub(crate) struct Home {
+    pub(crate) slot: u32,
+    css_set: u64,
+}
+
 /// The slot of the task's cgroup, remembered in its entry.
 ///
 /// Only events may call this: they are serialised per task by the scheduler's locks, and what is
@@ -112,25 +119,45 @@ pub(crate) unsafe fn state(task: *const task_struct) -> u64 {
 /// # Safety
 /// See [`find`]; `entry` is the task's, `ctrl` the map's element.
 #[inline(always)]
-pub(crate) unsafe fn slot(task: *const task_struct, entry: *mut Task, ctrl: *mut Ctrl) -> u32 {
+pub(crate) unsafe fn home(task: *const task_struct, entry: *mut Task, ctrl: *mut Ctrl) -> Home {
     // SAFETY: by contract.
     unsafe {
         let generation = ptr::read_volatile(&raw const (*ctrl).generation);
         let css_set = kernel::load_u64(task, &kernel::O_CGROUPS);
         if (*entry).css_set == css_set && (*entry).generation == generation {
-            return (*entry).slot;
+            return Home { slot: (*entry).slot, css_set };
         }
         let css_set = kernel::css_set(task);
         let slot = slot::resolve(css_set);
         remember(entry, css_set, slot, generation);
-        slot
+        Home { slot, css_set }
     }
+}
+
+/// Whether the task has left `home` since.
+///
+/// # Safety
+/// See [`find`].
+#[inline(always)]
+pub(crate) unsafe fn has_left(task: *const task_struct, home: Home) -> bool {
+    // SAFETY: by contract.
+    unsafe { kernel::load_u64(task, &kernel::O_CGROUPS) != home.css_set }
+}
+
+/// Voids what the entry remembers: the kernel may use a css_set's address again, for another group.
+///
+/// # Safety
+/// `entry` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn forget(entry: *mut Task) {
+    // SAFETY: by contract.
+    unsafe { ptr::write_volatile(&raw mut (*entry).css_set, 0) };
 }
 
 /// The css_set goes first and comes last: who reads it twice reads a pair that belongs together.
 ///
 /// # Safety
-/// See [`slot`].
+/// See [`home`].
 #[inline(always)]
 unsafe fn remember(entry: *mut Task, css_set: u64, slot: u32, generation: u32) {
     // SAFETY: by contract.
@@ -148,7 +175,7 @@ unsafe fn remember(entry: *mut Task, css_set: u64, slot: u32, generation: u32) {
 /// The slot that `entry` remembers for `css_set`, for callers that race with its events.
 ///
 /// # Safety
-/// See [`slot`].
+/// See [`home`].
 #[inline(always)]
 pub(crate) unsafe fn remembered(entry: *mut Task, css_set: u64, generation: u32) -> Option<u32> {
     // SAFETY: by contract.
@@ -161,10 +188,10 @@ pub(crate) unsafe fn remembered(entry: *mut Task, css_set: u64, generation: u32)
     }
 }
 
-/// As [`slot`] for callers that are not the task's events.
+/// The slot of [`home`] for callers that are not the task's events.
 ///
 /// # Safety
-/// See [`slot`].
+/// See [`home`].
 #[inline(always)]
 pub(crate) unsafe fn slot_unsaved(
     task: *const task_struct,
