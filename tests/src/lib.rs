@@ -16,6 +16,7 @@ pub mod store;
 pub mod systemd;
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -46,9 +47,17 @@ pub fn patience(duration: Duration) -> Duration {
 /// # Panics
 /// It does not hold by then.
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for_no_objection(what, || (!condition()).then_some("it did not hold"));
+}
+
+/// Waits until `objection` has nothing to object, as [`wait_for`] does.
+///
+/// # Panics
+/// It objects to the end; its last objection is said.
+pub fn wait_for_no_objection<T: Display>(what: &str, mut objection: impl FnMut() -> Option<T>) {
     let deadline = Instant::now() + patience(Duration::from_secs(10));
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited too long for {what}");
+    while let Some(objection) = objection() {
+        assert!(Instant::now() < deadline, "waited too long for {what}: {objection}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lxcfs::bpf::LoadSample;
 use lxcfs_tests::burden::Burden;
 use lxcfs_tests::cgroup::Cgroup;
-use lxcfs_tests::wait_for;
+use lxcfs_tests::{wait_for, wait_for_no_objection};
 
 use super::{accounting, as_floats, at_tick, directory, id, kept, load, setting, turn};
 
@@ -38,6 +38,14 @@ impl Deep {
         let load = load(&self.top);
         let (busy, blocked) = self.active;
         (load.nr_running, load.nr_uninterruptible) == (busy.into(), blocked.into())
+    }
+
+    /// What is counted here, if that is not what stands here.
+    fn objection(&self) -> Option<String> {
+        let counted = || {
+            format!("{:?} are {:?}: {:?}", self.active, load(&self.top), accounting().counters())
+        };
+        (!self.stands()).then(counted)
     }
 
     /// The averages after `ticks` more samples of what stands here, from those of `base`.
@@ -86,7 +94,7 @@ fn averages_follow_the_closed_form_at_every_tick() {
     for burden in deep.iter_mut().flat_map(|deep| &mut deep.burdens) {
         burden.ready();
     }
-    wait_for("the burdens to stand", || deep.iter().all(Deep::stands));
+    wait_for_no_objection("the burdens to stand", || deep.iter().find_map(Deep::objection));
     for deep in &deep {
         let [.., fifteen] = as_floats(&load(&deep.top));
         assert!(fifteen < 1.0, "it has just begun: {fifteen}");
