@@ -119,8 +119,10 @@ impl Filesystem for LxcFs {
     ) {
         let _working = self.begin(request, Operation::Other, node);
         let checked = guarded(|| {
-            if mode.is_some() || uid.is_some() || gid.is_some() {
-                Err(Self::cannot_change(node, Errno::PERM))
+            if size.is_none() && Node::is_cgroup(node) {
+                Err(Errno::ROFS)
+            } else if mode.is_some() || uid.is_some() || gid.is_some() {
+                Err(Errno::PERM)
             } else if size.is_some() && handle.is_some() {
                 // ftruncate(2): the file was opened for writing.
                 Ok(())
