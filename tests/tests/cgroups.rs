@@ -168,7 +168,9 @@ for directory in sys.argv[1:]:
     for flags in os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND:
         attempt(f"open {flags}", os.open, "tasks", flags)
     attempt("create", os.open, "new", os.O_CREAT | os.O_WRONLY)
-    attempt("truncate", os.truncate, "tasks", 0)
+    # Who may not write is told either, by one kernel or another.
+    if os.stat("tasks").st_uid == 0:
+        attempt("truncate", os.truncate, "tasks", 0)
     attempt("mkdir", os.mkdir, "new")
     attempt("rmdir", os.rmdir, "child")
     attempt("unlink", os.unlink, "tasks")
@@ -214,20 +216,24 @@ fn nothing_can_be_changed_and_only_what_the_kernel_allows_read() -> Result<()> {
                 &format!("mount --bind '{real}' '{real}' && mount -o remount,bind,ro '{real}' && ");
         }
     }
+    let count = ours.len();
+    let places = [ours, kernels].concat().join(" ");
+    let script = format!("{mounts} python3 {} {places} 2>&1", script.display());
     for container in [home.container(), home.container().in_user_namespace()] {
-        let attempt =
-            |places: &[String]| format!("python3 {} {} 2>&1", script.display(), places.join(" "));
-        let answers = container.sh(&attempt(&ours))?;
-        let expected = container.sh(&format!("{mounts} {}", attempt(&kernels)))?;
-        if let Some((ours, kernels)) = answers.lines().zip(expected.lines()).find(|(a, b)| a != b) {
+        let answers = container.sh(&script)?;
+        let lines: Vec<_> = answers.lines().collect();
+        let (ours, kernels) = lines.split_at(lines.len() / 2);
+        if let Some((ours, kernels)) = ours.iter().zip(kernels).find(|(a, b)| a != b) {
             bail!("{ours}, and the kernel: {kernels}");
         }
-        ensure!(answers.lines().count() == expected.lines().count());
+        ensure!(ours.len() == kernels.len() && ours.len() > 20 * count, "{answers}");
         for line in ["mkdir EROFS", "chmod EROFS", "access tasks True False", "read tasks done"] {
-            let count = answers.lines().filter(|known| *known == line).count();
-            ensure!(count == ours.len(), "{count} times {line}: {answers}");
+            ensure!(
+                ours.iter().filter(|known| **known == line).count() == count,
+                "{line}: {answers}"
+            );
         }
-        let mut done = answers.lines().filter(|line| line.ends_with(" done"));
+        let mut done = ours.iter().filter(|line| line.ends_with(" done"));
         ensure!(done.all(|line| line.starts_with("read ")), "{answers}");
     }
     Ok(())
