@@ -8,6 +8,7 @@ mod cache;
 mod cgroupns;
 mod lookup;
 mod pidns;
+mod pids;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;

@@ -109,7 +109,7 @@ pub struct Serve {
     /// Accepted for LXCFS's sake; triggers can always be set on pressure files, and cost nothing until they are
     #[arg(long)]
     pub enable_psi_poll: bool,
-    /// Refused: a cgroup tree that containers can write to has been an escape more than once
+    /// Show each container its own cgroups of the v1 hierarchies in cgroup/, to read, for hooks of LXC before cgroup namespaces
     #[arg(long)]
     pub enable_cgroup: bool,
     /// Accepted: LXCFS's old single-thread switch
@@ -281,7 +281,7 @@ mod tests {
     fn command_lines_of_lxcfs_are_understood() {
         for line in [
             "lxcfs /var/lib/lxcfs",
-            "lxcfs -l -u --enable-cfs --enable-pidfd --enable-psi-poll /var/lib/lxcfs",
+            "lxcfs -l -u --enable-cfs --enable-pidfd --enable-psi-poll --enable-cgroup /var/lib/lxcfs",
             "lxcfs -f -p /run/lxcfs.pid -o nonempty,allow_other --runtime-dir=/run /var/lib/lxcfs",
             "lxcfs -s -d --disable-zswap --pidfile=/run/x.pid /var/lib/lxcfs/",
         ] {

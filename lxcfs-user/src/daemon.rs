@@ -39,6 +39,7 @@ use crate::source::bpf::BpfMaps;
 use crate::source::cgroup::CgroupFiles;
 use crate::source::cgroup::hierarchy::Hierarchies;
 use crate::source::host::Host;
+use crate::source::subtree::Subtrees;
 use crate::source::{Layered, Source};
 
 /// Everything but the mount: enough to make any page.
@@ -47,6 +48,8 @@ pub struct Rooms {
     host: Arc<Host>,
     files: Arc<CgroupFiles>,
     callers: Arc<Callers>,
+    /// The directory `cgroup/`, where it is wanted and there is something to show.
+    subtrees: Option<Arc<Subtrees>>,
     /// Makes pages.
     pub road: Arc<Road>,
 }
@@ -91,7 +94,18 @@ impl Rooms {
         let source = Layered(maps.into_iter().chain([Arc::clone(&files) as _]).collect());
         let machine = Arc::clone(&host) as _;
         let road = Road::new(Arc::clone(&callers), Arc::new(source), machine, policy, memory);
-        Ok(Self { host, files, callers, road: Arc::new(road) })
+        Ok(Self { host, files, callers, subtrees: None, road: Arc::new(road) })
+    }
+
+    /// The same with the directory `cgroup/`, if there is a cgroup v1 hierarchy.
+    fn with_cgroups(self) -> Result<Self> {
+        let subtrees = Subtrees::open(self.files.hierarchies(), Arc::clone(&self.host))?;
+        if subtrees.is_none() {
+            tracing::warn!(
+                "--enable-cgroup: no cgroup v1 hierarchy is mounted, so there is no cgroup/"
+            );
+        }
+        Ok(Self { subtrees: subtrees.map(Arc::new), ..self })
     }
 
     /// The filesystem of the mount made at `mounted`.
@@ -102,7 +116,8 @@ impl Rooms {
         workers: &Arc<Workers>,
     ) -> Result<LxcFs> {
         let (road, host) = (Arc::clone(&self.road), Arc::clone(&self.host));
-        LxcFs::new(road, host, mounted, Arc::clone(handles), Arc::clone(workers))
+        let (handles, workers) = (Arc::clone(handles), Arc::clone(workers));
+        LxcFs::new(road, host, self.subtrees.clone(), mounted, handles, workers)
     }
 }
 
@@ -141,12 +156,6 @@ fn policy(arguments: &Serve) -> Policy {
 
 /// What can be said before anything is touched.
 fn check(arguments: &Serve) -> Result<()> {
-    if arguments.enable_cgroup {
-        let cause =
-            "a cgroup tree through lxcfs has let containers escape; cgroup namespaces replace it";
-        return Err(Error::because("use option", "--enable-cgroup", Errno::INVAL, cause)
-            .hint("leave it out"));
-    }
     if arguments.give_up == GiveUp::Host && (arguments.strict || arguments.no_keeper) {
         let cause =
             "--strict refuses the host's values, and without a keeper nobody could serve them";

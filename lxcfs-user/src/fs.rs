@@ -5,6 +5,7 @@
 
 mod adapter;
 mod attributes;
+mod cgroups;
 mod handle;
 mod pollers;
 mod sysfs;
@@ -36,6 +37,7 @@ use crate::model::file::{File, Resource as PressureOf};
 use crate::model::topology::{Place, Shown};
 use crate::road::Road;
 use crate::source::host::Host;
+use crate::source::subtree::Subtrees;
 use crate::source::trigger;
 
 /// Names and permissions never change while mounted: the kernel need not ask again.
@@ -50,6 +52,8 @@ pub struct LxcFs {
     road: Arc<Road>,
     host: Arc<Host>,
     sysfs: Sysfs,
+    /// `None`: there is no `cgroup/`.
+    subtrees: Option<Arc<Subtrees>>,
     handles: Arc<Handles>,
     pollers: Arc<Pollers>,
     /// Whether the kernel lets only the privileged open pressure files for writing.
@@ -74,6 +78,7 @@ impl LxcFs {
     pub fn new(
         road: Arc<Road>,
         host: Arc<Host>,
+        subtrees: Option<Arc<Subtrees>>,
         mounted: SystemTime,
         handles: Arc<Handles>,
         workers: Arc<Workers>,
@@ -88,6 +93,7 @@ impl LxcFs {
             road,
             host,
             sysfs,
+            subtrees,
             handles,
             pollers,
             triggers_take_privilege,
@@ -105,6 +111,7 @@ impl LxcFs {
 
     fn lookup(&self, parent: INodeNo, name: &OsStr, tid: u32) -> Result<FileAttr, Errno> {
         let node = match Node::from_number(parent).ok_or(Errno::NOENT)? {
+            Node::Directory(Directory::Cgroup) => return self.cgroup_top(name),
             Node::Directory(directory) => {
                 let entries = directory.entries();
                 let found = entries.iter().find(|(known, _)| OsStr::new(known) == name);
@@ -114,6 +121,7 @@ impl LxcFs {
                 let place = self.sysfs.place(number)?.child(name.as_bytes());
                 return self.sysfs_attributes(&place.ok_or(Errno::NOENT)?, tid, true);
             }
+            Node::Cgroup(bits) => return self.cgroup_lookup(bits, name),
             Node::File(_) => return Err(Errno::NOTDIR),
         };
         self.attributes(node, tid)
@@ -128,12 +136,21 @@ impl LxcFs {
         self.road.shown(place.tree, tid).map_err(|error| error.errno)
     }
 
-    fn names(&self, directory: INodeNo, tid: u32) -> Result<Vec<Name>, Errno> {
+    /// The names in the directory from `offset` on, each with the offset behind it.
+    fn names(&self, directory: INodeNo, tid: u32, offset: u64) -> Result<Vec<(u64, Name)>, Errno> {
         let node = Node::from_number(directory).ok_or(Errno::NOENT)?;
+        if let Node::Cgroup(bits) = node {
+            return self.cgroup_names(bits, tid, offset);
+        }
+        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+        Ok((1..).zip(self.all_names(node, tid)?).skip(skipped).collect())
+    }
+
+    fn all_names(&self, node: Node, tid: u32) -> Result<Vec<Name>, Errno> {
         let parent = match node {
             Node::Directory(directory) => Node::Directory(directory.parent()),
             Node::Sysfs(_) => Node::Directory(Directory::System),
-            Node::File(_) => return Err(Errno::NOTDIR),
+            Node::File(_) | Node::Cgroup(_) => return Err(Errno::NOTDIR),
         };
         let entry = |name: &[u8], node: Node, kind| Name {
             number: node.number(),
@@ -143,6 +160,7 @@ impl LxcFs {
         let mut names =
             vec![entry(b".", node, FileType::Directory), entry(b"..", parent, FileType::Directory)];
         match node {
+            Node::Directory(Directory::Cgroup) => names.extend(self.cgroup_tops()),
             Node::Directory(directory) => {
                 let entries = directory.entries().into_iter();
                 let there = entries.filter(|(_, node)| self.is_there(*node));
@@ -157,7 +175,7 @@ impl LxcFs {
                     entry(&found.name, Node::Sysfs(found.number), kind_of(found.kind))
                 }));
             }
-            Node::File(_) => {}
+            Node::File(_) | Node::Cgroup(_) => {}
         }
         Ok(names)
     }
@@ -169,7 +187,8 @@ impl LxcFs {
             Node::Sysfs(number) => {
                 self.sysfs.place(number).is_ok_and(|place| self.host.tree(place.tree).is_some())
             }
-            Node::Directory(_) => true,
+            Node::Directory(Directory::Cgroup) => self.subtrees.is_some(),
+            Node::Directory(_) | Node::Cgroup(_) => true,
         }
     }
 
@@ -197,7 +216,7 @@ impl LxcFs {
                 self.pollers.open(handle, privilege != Privilege::None);
                 Ok(handle)
             }
-            Node::Sysfs(_) | Node::File(_) => Ok(self.handles.open()),
+            Node::Sysfs(_) | Node::File(_) | Node::Cgroup(_) => Ok(self.handles.open()),
         }
     }
 
@@ -218,6 +237,7 @@ impl LxcFs {
                     place.map_err(|errno| Error::io("find", "/sys/devices/system", errno))?;
                 self.road.sysfs(&place, tid)
             }
+            Some(Node::Cgroup(bits)) => self.cgroup_page(bits, tid),
             _ => Err(Error::io("read", "/", Errno::ISDIR)),
         })
     }
@@ -270,11 +290,16 @@ impl LxcFs {
     }
 
     /// Nothing can be made here. procfs does not find the name; sysfs finds that it may not be there.
-    fn cannot_make(&self, parent: INodeNo, sysfs_says: Errno) -> Errno {
+    fn cannot_make(parent: INodeNo, sysfs_says: Errno) -> Errno {
         match Node::from_number(parent) {
             Some(Node::Directory(directory)) if directory.is_procfs() => Errno::NOENT,
-            _ => sysfs_says,
+            _ => Self::cannot_change(parent, sysfs_says),
         }
+    }
+
+    /// Nor can anything be changed. A mount of cgroups that is read-only says that it is.
+    fn cannot_change(node: INodeNo, others_say: Errno) -> Errno {
+        if Node::is_cgroup(node) { Errno::ROFS } else { others_say }
     }
 }
 

@@ -7,5 +7,6 @@ pub mod load;
 pub mod lock;
 pub mod monotonic;
 pub mod mounts;
+pub mod subtree;
 pub mod topology;
 pub mod trigger;

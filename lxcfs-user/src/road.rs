@@ -150,6 +150,18 @@ impl Road {
         Ok(made.unwrap_or_default())
     }
 
+    /// Whose cgroups the thread `tid` is shown. Here nothing stands for what cannot be had: who cannot be told from others is
+    /// shown none, and so is everybody who is shown the host's files.
+    ///
+    /// # Errors
+    /// As for [`Callers::find`], and `ENOENT` where everybody is shown the host's files.
+    pub fn whose_cgroups(&self, tid: u32) -> Result<Caller> {
+        if self.is_passthrough() {
+            return Err(Error::io("find", "cgroup/", Errno::NOENT));
+        }
+        self.callers.find(tid)
+    }
+
     /// The pressure file of an owner that is known already.
     ///
     /// # Errors

@@ -6,8 +6,10 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod fake;
+mod handle;
 pub mod host;
 pub mod parse;
+pub mod subtree;
 pub mod tasks;
 pub mod trigger;
 

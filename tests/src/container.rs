@@ -22,6 +22,13 @@ impl Container {
         Self { procs_files: cgroup.procs_files(), ..Self::default() }
     }
 
+    /// Also in the cgroup with this `cgroup.procs`.
+    #[must_use]
+    pub fn also_in(mut self, procs_file: PathBuf) -> Self {
+        self.procs_files.push(procs_file);
+        self
+    }
+
     /// A container in the cgroups of the test itself.
     #[must_use]
     pub fn without_cgroup() -> Self {

@@ -380,3 +380,24 @@ fn resident_kib(daemon: &Daemon) -> Result<u64> {
 fn descriptors(daemon: &Daemon) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{}/fd", daemon.server()))?.count())
 }
+
+/// `cgroup/` is there only where it is asked for and there is something to show, and else that is said: a hook that finds an
+/// empty directory fails.
+#[test]
+fn the_cgroup_tree_takes_an_option_and_a_v1_hierarchy() -> Result<()> {
+    let without = Daemon::start()?;
+    let with = Daemon::with(&["--enable-cgroup"])?;
+    let is_pure_v2 = lxcfs_tests::cgroup::is_pure_v2()?;
+    for (daemon, is_there) in [(&without, false), (&with, !is_pure_v2)] {
+        let names: Vec<_> =
+            fs::read_dir(daemon.mount_point())?.flatten().map(|e| e.file_name()).collect();
+        ensure!(names.iter().any(|name| name == "cgroup") == is_there, "{names:?}");
+        ensure!(daemon.path("cgroup").exists() == is_there);
+    }
+    ensure!(
+        with.log().contains("no cgroup v1 hierarchy is mounted") == is_pure_v2,
+        "{}",
+        with.log()
+    );
+    Ok(())
+}

@@ -58,6 +58,7 @@ impl Parts {
         let handles = Arc::new(Handles::new(Arc::clone(&journal)));
         let workers = Arc::new(Workers::new(Arc::clone(&journal)));
         let rooms = Rooms::with_accounting(super::policy(arguments), accounting.cloned(), &memory)?;
+        let rooms = if arguments.enable_cgroup { rooms.with_cgroups()? } else { rooms };
         Ok(Self { journal, memory, handles, workers, rooms })
     }
 

@@ -15,10 +15,10 @@ use fuser::{
     WriteFlags,
 };
 
-use super::attributes::{READ, WRITE, Who, attributes_ttl};
+use super::LxcFs;
+use super::attributes::{READ, WRITE, Who, attributes_ttl, name_ttl};
 use super::handle::{Range, slice};
 use super::tree::Node;
-use super::{LxcFs, TTL};
 use crate::error::Errno;
 use crate::keep::workers::{Operation, Working};
 
@@ -77,7 +77,7 @@ impl Filesystem for LxcFs {
         match guarded(|| Self::lookup(self, parent, name, request.pid())) {
             Ok(attributes) => {
                 let ttl = attributes_ttl(&attributes);
-                reply.entry_with_ttls(&ttl, &TTL, &attributes, Generation(0));
+                reply.entry_with_ttls(&ttl, &name_ttl(&attributes), &attributes, Generation(0));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -119,7 +119,9 @@ impl Filesystem for LxcFs {
     ) {
         let _working = self.begin(request, Operation::Other, node);
         let checked = guarded(|| {
-            if mode.is_some() || uid.is_some() || gid.is_some() {
+            if size.is_none() && Node::is_cgroup(node) {
+                Err(Errno::ROFS)
+            } else if mode.is_some() || uid.is_some() || gid.is_some() {
                 Err(Errno::PERM)
             } else if size.is_some() && handle.is_some() {
                 // ftruncate(2): the file was opened for writing.
@@ -240,11 +242,10 @@ impl Filesystem for LxcFs {
         mut reply: ReplyDirectory,
     ) {
         let _working = self.begin(request, Operation::List, node);
-        match guarded(|| self.names(node, request.pid())) {
+        match guarded(|| self.names(node, request.pid(), offset)) {
             Ok(names) => {
-                let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (next, name) in (1_u64..).zip(&names).skip(skipped) {
-                    if reply.add(name.number, next, name.kind, OsStr::from_bytes(&name.name)) {
+                for (next, name) in &names {
+                    if reply.add(name.number, *next, name.kind, OsStr::from_bytes(&name.name)) {
                         break;
                     }
                 }
@@ -352,19 +353,19 @@ impl Filesystem for LxcFs {
         _: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+        reply.error(errno(Self::cannot_make(parent, Errno::PERM)));
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+        reply.error(errno(Self::cannot_make(parent, Errno::PERM)));
     }
 
     fn symlink(&self, _: &Request, parent: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+        reply.error(errno(Self::cannot_make(parent, Errno::PERM)));
     }
 
     fn link(&self, _: &Request, _: INodeNo, parent: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+        reply.error(errno(Self::cannot_make(parent, Errno::PERM)));
     }
 
     fn create(
@@ -377,15 +378,15 @@ impl Filesystem for LxcFs {
         _: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(errno(self.cannot_make(parent, Errno::ACCESS)));
+        reply.error(errno(Self::cannot_make(parent, Errno::ACCESS)));
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EPERM);
+    fn unlink(&self, _: &Request, parent: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Self::cannot_change(parent, Errno::PERM)));
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::EPERM);
+    fn rmdir(&self, _: &Request, parent: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Self::cannot_change(parent, Errno::PERM)));
     }
 
     fn rename(
@@ -398,7 +399,7 @@ impl Filesystem for LxcFs {
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(errno(self.cannot_make(parent, Errno::PERM)));
+        reply.error(errno(Self::cannot_make(parent, Errno::PERM)));
     }
 }
 

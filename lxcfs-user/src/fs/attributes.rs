@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use super::tree::Node;
+use super::tree::{Directory, Node};
 use super::{LxcFs, TTL};
 use crate::error::Errno;
 use crate::model::file::File;
@@ -71,9 +71,17 @@ pub(super) fn attributes_ttl(attributes: &FileAttr) -> Duration {
     }
 }
 
+/// How long the kernel may keep the name. That of a cgroup may be another one's a moment later.
+pub(super) fn name_ttl(attributes: &FileAttr) -> Duration {
+    if Node::is_cgroup(attributes.ino) { Duration::ZERO } else { TTL }
+}
+
 impl LxcFs {
     pub(super) fn attributes(&self, node: Node, tid: u32) -> Result<FileAttr, Errno> {
         let (kind, mode) = match node {
+            Node::Directory(Directory::Cgroup) if self.subtrees.is_none() => {
+                return Err(Errno::NOENT);
+            }
             Node::Directory(directory) => (FileType::Directory, directory.mode()),
             Node::File(file) => {
                 let mode = self.host.mode(file).ok_or(Errno::NOENT)?;
@@ -82,11 +90,12 @@ impl LxcFs {
             Node::Sysfs(number) => {
                 return self.sysfs_attributes(&self.sysfs.place(number)?, tid, false);
             }
+            Node::Cgroup(bits) => return self.cgroup_attributes(bits, tid),
         };
         Ok(self.attributes_of(node, kind, mode))
     }
 
-    fn attributes_of(&self, node: Node, kind: FileType, perm: u16) -> FileAttr {
+    pub(super) fn attributes_of(&self, node: Node, kind: FileType, perm: u16) -> FileAttr {
         let is_file = kind == FileType::RegularFile;
         let size = if is_file { self.sizes.of(node) } else { 0 };
         FileAttr {
@@ -140,11 +149,15 @@ impl LxcFs {
         let node = Node::from_number(node).ok_or(Errno::NOENT)?;
         // What is not shown is not there, not even for root.
         let attributes = match node {
-            Node::Sysfs(_) => self.attributes(node, who.tid)?,
+            Node::Sysfs(_) | Node::Cgroup(_) => self.attributes(node, who.tid)?,
             _ if who.uid == 0 => return Ok(()),
             _ => self.attributes(node, who.tid)?,
         };
-        if who.uid == 0 || may(&attributes, who, wanted) { Ok(()) } else { Err(Errno::ACCESS) }
+        if who.uid != 0 && !may(&attributes, who, wanted) {
+            return Err(Errno::ACCESS);
+        }
+        let is_read_only = wanted & WRITE != 0 && matches!(node, Node::Cgroup(_));
+        if is_read_only { Err(Errno::ROFS) } else { Ok(()) }
     }
 }
 

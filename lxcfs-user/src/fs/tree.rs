@@ -12,6 +12,9 @@ use crate::model::topology::Tree;
 /// A node number with this bit is a node of the host's `/sys`; [`sysfs`] makes the other bits.
 const SYSFS: u64 = 1 << 62;
 
+/// And one with this bit is a node of a cgroup hierarchy; [`super::cgroups`] makes the others.
+const CGROUP: u64 = 1 << 63;
+
 /// The numbers of the files we make start here, in the order of [`File::ALL`]. The next version has to know them: what is new
 /// is added at the end.
 const FIRST_FILE: u64 = 16;
@@ -25,6 +28,8 @@ pub(super) enum Node {
     File(File),
     /// Something in one of the trees of the host's `/sys`.
     Sysfs(u64),
+    /// A directory or file of a cgroup v1 hierarchy.
+    Cgroup(u64),
 }
 
 /// The directories of ours.
@@ -36,12 +41,16 @@ pub(super) enum Directory {
     Sys,
     Devices,
     System,
+    Cgroup,
 }
 
 impl Node {
     /// The node of `number`, if there can be one.
     pub(super) fn from_number(number: INodeNo) -> Option<Self> {
         let number = number.0;
+        if number & CGROUP != 0 {
+            return Some(Self::Cgroup(number & !CGROUP));
+        }
         if number & SYSFS != 0 {
             return Some(Self::Sysfs(number & !SYSFS));
         }
@@ -62,6 +71,7 @@ impl Node {
                 FIRST_FILE + index as u64
             }
             Self::Sysfs(number) => number | SYSFS,
+            Self::Cgroup(number) => number | CGROUP,
         })
     }
 }
@@ -73,13 +83,21 @@ pub fn name_of(number: u64) -> String {
         Some(Node::File(file)) => file.path().to_owned(),
         Some(Node::Directory(_)) => "a directory".to_owned(),
         Some(Node::Sysfs(_)) => "a file of /sys".to_owned(),
+        Some(Node::Cgroup(_)) => "a file of cgroup/".to_owned(),
         None => format!("node {number}"),
     }
 }
 
 impl Directory {
-    const ALL: [Self; 6] =
-        [Self::Root, Self::Proc, Self::Pressure, Self::Sys, Self::Devices, Self::System];
+    const ALL: [Self; 7] = [
+        Self::Root,
+        Self::Proc,
+        Self::Pressure,
+        Self::Sys,
+        Self::Devices,
+        Self::System,
+        Self::Cgroup,
+    ];
 
     const fn number(self) -> u64 {
         match self {
@@ -89,13 +107,14 @@ impl Directory {
             Self::Sys => 4,
             Self::Devices => 5,
             Self::System => 6,
+            Self::Cgroup => 7,
         }
     }
 
     /// Permissions, as the kernel's directories of these names have them.
     pub(super) const fn mode(self) -> u16 {
         match self {
-            Self::Root | Self::Sys | Self::Devices | Self::System => 0o755,
+            Self::Root | Self::Sys | Self::Devices | Self::System | Self::Cgroup => 0o755,
             Self::Proc | Self::Pressure => 0o555,
         }
     }
@@ -103,7 +122,7 @@ impl Directory {
     /// The directory it is in. The root is in itself.
     pub(super) const fn parent(self) -> Self {
         match self {
-            Self::Root | Self::Proc | Self::Sys => Self::Root,
+            Self::Root | Self::Proc | Self::Sys | Self::Cgroup => Self::Root,
             Self::Pressure => Self::Proc,
             Self::Devices => Self::Sys,
             Self::System => Self::Devices,
@@ -115,11 +134,13 @@ impl Directory {
         matches!(self, Self::Proc | Self::Pressure)
     }
 
-    /// What is in it.
+    /// What is in it, as far as that is the same on every machine.
     pub(super) fn entries(self) -> Vec<(&'static str, Node)> {
         let directory = |name, directory| (name, Node::Directory(directory));
         match self {
-            Self::Root => vec![directory("proc", Self::Proc), directory("sys", Self::Sys)],
+            Self::Root => [("cgroup", Self::Cgroup), ("proc", Self::Proc), ("sys", Self::Sys)]
+                .map(|(name, below)| directory(name, below))
+                .to_vec(),
             Self::Proc => {
                 let files = File::ALL.into_iter().filter_map(|file| {
                     let name = file.path().strip_prefix("proc/")?;
@@ -135,6 +156,8 @@ impl Directory {
                 .to_vec(),
             Self::Sys => vec![directory("devices", Self::Devices)],
             Self::Devices => vec![directory("system", Self::System)],
+            // The host's hierarchies.
+            Self::Cgroup => Vec::new(),
             Self::System => {
                 Tree::ALL.map(|tree| (tree.name(), Node::Sysfs(sysfs::top(tree)))).to_vec()
             }
@@ -145,7 +168,7 @@ impl Directory {
 /// The kind of a node of ours, for a listing.
 pub(super) const fn kind(node: Node) -> FileType {
     match node {
-        Node::Directory(_) | Node::Sysfs(_) => FileType::Directory,
+        Node::Directory(_) | Node::Sysfs(_) | Node::Cgroup(_) => FileType::Directory,
         Node::File(_) => FileType::RegularFile,
     }
 }
@@ -160,8 +183,11 @@ mod tests {
     fn every_node_is_found_by_its_number_and_no_two_share_one() {
         let directories = Directory::ALL.map(Node::Directory);
         let files = File::ALL.map(Node::File);
-        let nodes: Vec<_> =
-            directories.into_iter().chain(files).chain([Node::Sysfs(3562)]).collect();
+        let nodes: Vec<_> = directories
+            .into_iter()
+            .chain(files)
+            .chain([Node::Sysfs(3562), Node::Cgroup(3562)])
+            .collect();
         for &node in &nodes {
             assert_eq!(Node::from_number(node.number()), Some(node));
         }
@@ -184,6 +210,7 @@ mod tests {
                         assert_eq!(file.path(), path);
                         found.push(file);
                     }
+                    Node::Cgroup(_) => unreachable!("{path}"),
                     Node::Sysfs(_) => assert!(path.starts_with("sys/devices/system/"), "{path}"),
                 }
             }

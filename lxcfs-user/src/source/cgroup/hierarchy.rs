@@ -100,6 +100,12 @@ impl Hierarchy {
         &self.mount_point
     }
 
+    /// The cgroup that is mounted there: `/`, or what a container runtime bound.
+    #[must_use]
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// The cgroup at `path`, a path of `/proc/PID/cgroup`.
     #[must_use]
     pub fn cgroup<'a>(&'a self, path: &'a str) -> Cgroup<'a> {
