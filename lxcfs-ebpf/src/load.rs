@@ -75,15 +75,25 @@ fn add_local(slot: u32, cpu: u32, by: Change) {
         if now >= (*record).next_tick_jiffies {
             catch_up_local(index, now);
         }
-        (*record).nr_running += by.running;
-        (*record).nr_uninterruptible += by.uninterruptible;
-        (*record).nr_tasks += by.tasks;
+        add(record, by);
         if beyond((*record).nr_running)
             || beyond((*record).nr_uninterruptible)
             || beyond((*record).nr_tasks)
         {
             transfer(index, slot);
         }
+    }
+}
+
+/// # Safety
+/// `record` is a map value that nobody else writes now.
+#[inline(always)]
+unsafe fn add(record: *mut Record, by: Change) {
+    // SAFETY: by contract.
+    unsafe {
+        (*record).nr_running += by.running;
+        (*record).nr_uninterruptible += by.uninterruptible;
+        (*record).nr_tasks += by.tasks;
     }
 }
 
@@ -156,9 +166,12 @@ pub(crate) extern "C" fn transfer(index: u32, slot: u32) -> u32 {
         atomic::step(&raw mut (*shared).sequence);
         catch_up(record, now);
         catch_up(shared, now);
-        (*shared).nr_running += (*record).nr_running;
-        (*shared).nr_uninterruptible += (*record).nr_uninterruptible;
-        (*shared).nr_tasks += (*record).nr_tasks;
+        let all = Change {
+            running: (*record).nr_running,
+            uninterruptible: (*record).nr_uninterruptible,
+            tasks: (*record).nr_tasks,
+        };
+        add(shared, all);
         let ([a, b, c], [d, e, f]) = ((*shared).average, (*record).average);
         (*shared).average = [a + d, b + e, c + f];
         // Volatile, or they become a call of memset, and there are no calls under a lock.
@@ -208,9 +221,7 @@ pub(crate) extern "C" fn add_shared(slot: u32, old: u64, new: u64) -> u32 {
         bpf_spin_lock(&raw mut (*lock).lock);
         atomic::step(&raw mut (*shared).sequence);
         catch_up(shared, now);
-        (*shared).nr_running += by.running;
-        (*shared).nr_uninterruptible += by.uninterruptible;
-        (*shared).nr_tasks += by.tasks;
+        add(shared, by);
         atomic::step(&raw mut (*shared).sequence);
         bpf_spin_unlock(&raw mut (*lock).lock);
     }
