@@ -62,6 +62,7 @@ unsafe fn agree(current: *const task_struct, entry: *mut Task) {
         }
         if old != 0 && word::slot(old) != slot {
             life::remember_move(current, entry, word::slot(old));
+            task::forget(entry);
         }
         if !atomic::replace(&raw mut (*entry).word, old, new) {
             return;
