@@ -3,6 +3,7 @@
 pub mod container;
 pub mod cpus;
 pub mod file;
+pub mod hash;
 pub mod load;
 pub mod lock;
 pub mod monotonic;

@@ -21,6 +21,7 @@ use super::maps::Maps;
 use super::report::ToTracing;
 use super::support::Barrier;
 use super::{Accounting, Unavailable, Upkeep, sys};
+use crate::model::hash::fnv1a;
 
 /// The maps that user space reads.
 pub(super) const MAPS: [&str; 8] =
@@ -121,10 +122,8 @@ impl Accounting {
     }
 }
 
-/// Tells one object from another (FNV-1a).
+/// Tells one object from another.
 #[must_use]
 pub fn object_hash() -> u64 {
-    OBJECT.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    fnv1a(OBJECT)
 }

@@ -15,6 +15,7 @@ use super::tree::{Directory as Ours, Node};
 use super::{LxcFs, Name, kind_of};
 use crate::caller::Caller;
 use crate::error::{Errno, Error, Result};
+use crate::model::hash::folded;
 use crate::model::subtree::Sight;
 use crate::source::subtree::{Directory, Subtrees};
 
@@ -65,12 +66,9 @@ impl Number {
     }
 }
 
-/// FNV-1a, folded: never 0. The names are the kernel's, and no two that it has share one.
+/// Never 0. The names are the kernel's, and no two that it has share one.
 fn hash(name: &[u8]) -> u64 {
-    let hash = name.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    ((hash >> HASH_BITS) ^ hash) & mask(HASH_BITS) | 1
+    folded(name, HASH_BITS)
 }
 
 /// A node that was found, and who asks for it.

@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::error::Errno;
+use crate::model::hash::folded;
 use crate::model::topology::{Place, Shown, Tree};
 use crate::source::host::Host;
 
@@ -212,15 +213,9 @@ impl Sysfs {
     }
 }
 
-/// FNV-1a, folded. 0 is the empty path's alone.
+/// 0 is the empty path's alone.
 fn hash(path: &[u8]) -> u64 {
-    if path.is_empty() {
-        return 0;
-    }
-    let hash = path.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    ((hash >> PATH_BITS) ^ hash) & PATH | 1
+    if path.is_empty() { 0 } else { folded(path, PATH_BITS) }
 }
 
 /// Opens `path` below `tree`: whatever the path says, nothing outside the tree is reached.
