@@ -18,9 +18,10 @@ pub mod systemd;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::process::Output;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// The directory cargo puts our programs in: above that of tests and examples, or the program's own.
 #[must_use]
@@ -60,6 +61,16 @@ pub fn wait_for_no_objection<T: Display>(what: &str, mut objection: impl FnMut()
         assert!(Instant::now() < deadline, "waited too long for {what}: {objection}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What a program that has ended printed; `what` names it in the message.
+///
+/// # Errors
+/// It failed, and its standard error is in the message, or what it printed is not UTF-8.
+pub fn printed(what: impl Display, output: Output) -> Result<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{what}: {}: {stderr}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The three averages of a loadavg.

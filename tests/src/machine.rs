@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 /// A loop device of its own. Dropping it removes it.
 #[derive(Debug)]
@@ -224,7 +224,5 @@ fn run(program: &str, arguments: &[&str]) -> Result<String> {
         .args(arguments)
         .output()
         .with_context(|| format!("start {program}: is it installed?"))?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {}: {stderr}", output.status);
-    Ok(String::from_utf8(output.stdout)?)
+    crate::printed(format!("{program} {arguments:?}"), output)
 }

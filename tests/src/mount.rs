@@ -193,6 +193,16 @@ impl Daemon {
         Ok(output)
     }
 
+    /// What process `pid` reads in `file`, asked for from outside: nothing runs in its container.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn page_as(&self, pid: u32, file: &str) -> Result<String> {
+        let (pid, point) = (pid.to_string(), self.mount_point().display().to_string());
+        let output = self.run(&["cat", "--as", &pid, "--mount", &point, file])?;
+        crate::printed(format!("lxcfs cat --as {pid} {file}"), output)
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors

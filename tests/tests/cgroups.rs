@@ -8,9 +8,10 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, bail, ensure};
+use lxcfs::model::lock::lock;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::Container;
 use lxcfs_tests::mount::{self, Daemon};
@@ -30,7 +31,7 @@ struct Hierarchy {
 
 impl Hierarchy {
     fn mount() -> Result<Self> {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = lock(&ALONE);
         let point = mount::new_directory()?;
         let options = format!("none,{NAMED}");
         mount(Some("cgroup"), &point, Some("cgroup"), MsFlags::empty(), Some(options.as_str()))
@@ -107,9 +108,7 @@ fn mounted() -> Result<Vec<(String, PathBuf)>> {
 
 fn run(script: &str) -> Result<String> {
     let output = Command::new("/bin/sh").args(["-c", script]).output()?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{script}`: {error}");
-    Ok(String::from_utf8(output.stdout)?)
+    lxcfs_tests::printed(format!("`{script}`"), output)
 }
 
 /// Names, modes, owners and bytes are the kernel's, from the container's own cgroup downwards, and there is nothing else.

@@ -3,10 +3,11 @@
 //!
 //! For guests, whose clock is nobody else's.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lxcfs::model::lock::lock;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
@@ -27,7 +28,7 @@ fn ours() -> Result<MutexGuard<'static, ()>> {
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
     let is_guest = command_line.contains("rdinit=/init");
     ensure!(is_guest, "the clock of this machine is not ours to set");
-    Ok(CLOCKS.lock().unwrap_or_else(PoisonError::into_inner))
+    Ok(lock(&CLOCKS))
 }
 
 impl Ahead {

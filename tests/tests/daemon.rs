@@ -244,8 +244,7 @@ fn status_and_cat_speak_to_the_daemon() -> Result<()> {
 fn help_manual_and_completion_are_there() -> Result<()> {
     let print = |arguments: &[&str]| -> Result<String> {
         let output = Command::new(lxcfs_tests::program("lxcfs")).args(arguments).output()?;
-        ensure!(output.status.success(), "{arguments:?}");
-        Ok(String::from_utf8(output.stdout)?)
+        lxcfs_tests::printed(format!("{arguments:?}"), output)
     };
     ensure!(print(&["--help"])?.contains("Exit status:"));
     ensure!(print(&["man"])?.contains(".TH lxcfs 1"));

@@ -284,9 +284,7 @@ fn reads_of_any_shape_never_fail() -> Result<()> {
     command.extend(files);
     let command: Vec<_> = command.iter().map(String::as_str).collect();
     for container in [Container::new(&cgroup), Container::in_root_cgroup()?] {
-        let output = container.run(&command)?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout)?;
+        let text = lxcfs_tests::printed("hammer", container.run(&command)?)?;
         ensure!(text.contains(&format!("{} reads", reads * Served::ALL.len() as u64)), "{text}");
     }
     Ok(())

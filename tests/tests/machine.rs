@@ -3,9 +3,10 @@
 //! These tests change what all the others see, so they run one after the other, in a program of their own.
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
+use lxcfs::model::lock::lock;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::kib;
@@ -17,7 +18,7 @@ const LIMIT_MIB: u64 = 64;
 /// One test has the machine for itself.
 fn alone() -> MutexGuard<'static, ()> {
     static MACHINE: Mutex<()> = Mutex::new(());
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&MACHINE)
 }
 
 /// The cgroup's swap in use, KiB, as the kernel counts it.

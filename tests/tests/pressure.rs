@@ -53,9 +53,7 @@ fn is_privileged() -> Result<bool> {
 fn attempts(container: &Container, prefix: &[&str], path: &Path) -> Result<String> {
     let path = path.to_str().context("an odd path")?;
     let output = container.run(&[prefix, &["/usr/bin/python3", "-c", ATTEMPTS, path]].concat())?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{prefix:?} {path}: {stderr}");
-    Ok(String::from_utf8(output.stdout)?)
+    lxcfs_tests::printed(format!("{prefix:?} {path}"), output)
 }
 
 /// In a container, each open, write and poll has the answer of the cgroup's own file.

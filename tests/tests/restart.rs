@@ -6,10 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use lxcfs::model::lock::lock;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::{self, Daemon};
@@ -163,7 +164,7 @@ fn storm(
     limit: Duration,
     mut strike: impl FnMut(&Daemon) -> Result<()>,
 ) -> Result<()> {
-    let _alone = STORMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = lock(&STORMS);
     // How long a process waits for a CPU is not what is measured. The daemons and the readers inherit it.
     rustix::process::setpriority_process(None, -19).context("go before others")?;
     let (mut daemon, calm) = (Daemon::with(options)?, Daemon::start()?);

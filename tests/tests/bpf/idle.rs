@@ -33,9 +33,7 @@ fn notices() -> u64 {
 
 /// The three averages the container is shown, read by nobody in it: who reads runs, and may do so at a sample.
 fn averages(daemon: &Daemon, container: &Running) -> Result<[f64; 3]> {
-    let (init, point) = (container.init().to_string(), daemon.mount_point().display().to_string());
-    let output = daemon.run(&["cat", "--as", &init, "--mount", &point, "loadavg"])?;
-    lxcfs_tests::averages(&String::from_utf8(output.stdout)?)
+    lxcfs_tests::averages(&daemon.page_as(container.init(), "loadavg")?)
 }
 
 /// `LXCFS_TEST_IDLE_CONTAINERS` of them for `LXCFS_TEST_IDLE_SECONDS`.

@@ -15,10 +15,11 @@ mod storm;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use lxcfs::bpf::support::Plan;
 use lxcfs::bpf::{Accounting, CpuSample, LoadSample, Options, Slot, clock};
+use lxcfs::model::lock::lock;
 use lxcfs_tests::cgroup::Cgroup;
 
 /// Loaded once for all tests; the programs go with the process.
@@ -33,7 +34,7 @@ fn accounting() -> &'static Arc<Accounting> {
 /// The programs are loaded, and no other test burdens the CPUs.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let turn = lock(&TURN);
     // As the daemon does when groups go: others' go, too.
     accounting().maintain().expect("maintain");
     turn

@@ -52,14 +52,9 @@ fn a_daemon_started_late_knows_the_run_queue_at_once() -> Result<()> {
         (load.nr_running, load.nr_uninterruptible, load.nr_tasks) == (2, 1, 9)
     });
     let daemon = Daemon::with(&["--accounting", "auto"])?;
-    let point = daemon.mount_point().display().to_string();
-    let page = |file| -> Result<String> {
-        let output = daemon.run(&["cat", "--as", &init.to_string(), "--mount", &point, file])?;
-        Ok(String::from_utf8(output.stdout)?)
-    };
-    let text = page("loadavg")?;
+    let text = daemon.page_as(init, "loadavg")?;
     ensure!(text.split(' ').nth(3) == Some("2/9"), "two of nine threads run: {text}");
-    let stat = page("stat")?;
+    let stat = daemon.page_as(init, "stat")?;
     ensure!(stat.contains("\nprocs_running 2\nprocs_blocked 0\n"), "vfork is no I/O: {stat}");
     let threads = fs::read_to_string(directory(&cgroup).join("cgroup.procs"))?;
     ensure!(threads.lines().count() == 6, "init, three burdens, and a pair in vfork: {threads}");
