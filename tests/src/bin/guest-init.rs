@@ -1,7 +1,7 @@
 //! The first process of a guest of `cargo xtask vm`.
 //!
 //! It makes the system a container host expects, runs the commands of `/vm/steps` one after the
-//! other, each in a cgroup of its own, and powers off. PID 1 itself stays in the root cgroup. The
+//! other, each in a cgroup of its own, and switches off. PID 1 itself stays in the root cgroup. The
 //! first serial port is the console; the second carries what the commands print, each behind the
 //! mark `\x1evm-step N\x1e`; the third carries lines on how things went:
 //!
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     if let Err(error) = live() {
         report(&format!("guest-init: {error:#}"));
     }
-    power_off()
+    switch_off()
 }
 
 /// Everything from the first line to the last.
@@ -84,11 +84,13 @@ fn report(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-fn power_off() -> ExitCode {
+/// Restarts the machine, which ends an emulator that is told so (`-no-reboot`). There are several ways to restart and the
+/// kernel tries them all, but one to power off, and an emulated machine that was suspended ignores it now and then.
+fn switch_off() -> ExitCode {
     nix::unistd::sync();
-    match reboot(RebootMode::RB_POWER_OFF) {
+    match reboot(RebootMode::RB_AUTOBOOT) {
         Ok(never) => match never {},
-        Err(error) => report(&format!("guest-init: power off: {error}")),
+        Err(error) => report(&format!("guest-init: switch off: {error}")),
     }
     ExitCode::FAILURE
 }

@@ -19,7 +19,7 @@ use super::stream::{Display, Split, Status};
 /// To init's first line; ten seconds are usual, a loaded machine may need some minutes.
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 
-/// For init to notice, to kill and to power off, on top of the deadlines of the commands.
+/// For init to notice, to kill and to switch off: on top of the deadlines of the commands, and once it is done with them.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(60);
 
 const CONSOLE_LINES: usize = 40;
@@ -69,19 +69,24 @@ fn boot_once(machine: Machine<'_>, guest: &Guest, display: &mut Display) -> Resu
     let names = guest.steps.iter().map(|step| step.name.clone());
     let mut split = Split::new(names.collect());
     let commands: Duration = guest.steps.iter().map(Step::deadline).sum();
-    let mut started = None;
+    let (mut started, mut done) = (None, None);
     let hung = loop {
         match running.output.recv_timeout(POLL) {
             Ok(bytes) => split.push(&bytes, |bytes| display.show(bytes)),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break None,
         }
-        if started.is_none() && running.status()?.started {
+        let status = running.status()?;
+        if started.is_none() && status.started {
             started = Some(power_on.elapsed());
         }
-        let deadline = match started {
-            None => BOOT_DEADLINE,
-            Some(boot) => boot + commands + POWER_OFF_DEADLINE,
+        if done.is_none() && status.done {
+            done = Some(power_on.elapsed());
+        }
+        let deadline = match (started, done) {
+            (_, Some(done)) => done + POWER_OFF_DEADLINE,
+            (Some(boot), None) => boot + commands + POWER_OFF_DEADLINE,
+            (None, None) => BOOT_DEADLINE,
         };
         if power_on.elapsed() > deadline {
             break Some(deadline);
