@@ -2,6 +2,7 @@
 
 mod cpu_online;
 mod cpuinfo;
+mod digits;
 mod diskstats;
 #[cfg(test)]
 mod faults;

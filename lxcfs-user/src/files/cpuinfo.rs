@@ -5,9 +5,9 @@
 //! on a machine whose other CPUs are offline.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 
 use super::View;
+use super::digits::push;
 use crate::error::{Error, Result};
 use crate::model::cpus::Cpus;
 use crate::source::parse;
@@ -121,7 +121,9 @@ fn is_shown(stanza: &Stanza<'_>, cpus: &Cpus) -> bool {
 fn write_line(page: &mut Vec<u8>, line: &[u8], number: u64) {
     let colon = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
     page.extend_from_slice(&line[..colon]);
-    let _ = writeln!(page, ": {number}");
+    page.extend_from_slice(b": ");
+    push(page, number);
+    page.push(b'\n');
 }
 
 /// Any other line as it is, but `processor N: version = ..., ...` of s390x only for the CPUs shown.
@@ -138,7 +140,8 @@ fn write_s390x_line(page: &mut Vec<u8>, line: &[u8], cpus: &Cpus) {
         }
         Some((cpu, rest)) => {
             if let Some(shown) = cpus.shown(cpu) {
-                let _ = write!(page, "processor {shown}");
+                page.extend_from_slice(b"processor ");
+                push(page, shown.into());
                 page.extend_from_slice(rest);
                 page.push(b'\n');
             }

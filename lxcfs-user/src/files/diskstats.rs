@@ -5,8 +5,7 @@
 //!
 //! A cgroup counts requests and bytes. It does not count merges, flushes, queue lengths or times: those columns are 0.
 
-use std::io::Write;
-
+use super::digits::{push, push_right};
 use super::{View, required};
 use crate::error::Result;
 use crate::model::file::File;
@@ -36,10 +35,14 @@ pub(super) fn render(diskstats: &Diskstats, page: &mut Vec<u8>) {
         };
         let io = diskstats.devices.iter().find(|io| io.device == device);
         let io = io.copied().unwrap_or_default();
-        let _ = write!(page, "{:4} {:7} ", device.0, device.1);
+        for (number, width) in [(device.0, 4), (device.1, 7)] {
+            push_right(page, number.into(), width);
+            page.push(b' ');
+        }
         page.extend_from_slice(name);
-        for column in io.columns().iter().take(columns) {
-            let _ = write!(page, " {column}");
+        for &column in io.columns().iter().take(columns) {
+            page.push(b' ');
+            push(page, column);
         }
         page.push(b'\n');
     }

@@ -1,7 +1,6 @@
 //! `/proc/loadavg`: three averages, running over all threads, newest pid (kernel: fs/proc/loadavg.c).
 
-use std::io::Write;
-
+use super::digits::{push, push_fraction};
 use super::{View, required};
 use crate::error::Result;
 use crate::source::Load;
@@ -12,12 +11,16 @@ pub(super) fn gather(view: &View<'_>) -> Result<Load> {
 
 pub(super) fn render(load: &Load, page: &mut Vec<u8>) {
     for (whole, hundredths) in load.average.hundredths() {
-        let _ = write!(page, "{whole}.{hundredths:02} ");
+        push_fraction(page, whole, hundredths);
+        page.push(b' ');
     }
     // The reader itself is running, and one of the threads: a sample taken before it started may not know it.
     let running = load.tasks.running.max(1);
     let threads = load.tasks.threads.max(running);
-    let _ = writeln!(page, "{running}/{threads} {}", load.tasks.last_pid);
+    for (number, end) in [(running, b'/'), (threads, b' '), (load.tasks.last_pid, b'\n')] {
+        push(page, number.into());
+        page.push(end);
+    }
 }
 
 #[cfg(test)]

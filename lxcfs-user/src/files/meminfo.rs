@@ -1,7 +1,6 @@
 //! `/proc/meminfo`: the host's lines in the host's order, with the container's numbers (kernel: fs/proc/meminfo.c).
 
-use std::io::Write;
-
+use super::digits::{pad, push_right};
 use super::hugepages::{self, Hugepages};
 use super::{View, required};
 use crate::error::{Error, Result};
@@ -115,19 +114,19 @@ pub(super) fn render(meminfo: &Meminfo, page: &mut Vec<u8>) {
                 page.extend_from_slice(line);
                 page.push(b'\n');
             }
-            Line::Count(count) => {
-                page.extend_from_slice(&line[..name_end]);
-                let pad = 16_usize.saturating_sub(name_end + 1);
-                let _ = writeln!(page, ":{:pad$}{count:>8}", "");
-            }
-            Line::Kib(kib) => {
-                page.extend_from_slice(&line[..name_end]);
-                // The kernel pads the name to 16 columns and the number to 8.
-                let pad = 16_usize.saturating_sub(name_end + 1);
-                let _ = writeln!(page, ":{:pad$}{kib:>8} kB", "");
-            }
+            Line::Count(count) => push_line(page, &line[..name_end], count, b"\n"),
+            Line::Kib(kib) => push_line(page, &line[..name_end], kib, b" kB\n"),
         }
     }
+}
+
+/// The kernel pads the name to 16 columns and the number to 8.
+fn push_line(page: &mut Vec<u8>, name: &[u8], number: u64, end: &[u8]) {
+    page.extend_from_slice(name);
+    page.push(b':');
+    pad(page, 16_usize.saturating_sub(name.len() + 1));
+    push_right(page, number, 8);
+    page.extend_from_slice(end);
 }
 
 fn replace(name: &[u8], meminfo: &Meminfo) -> Line {

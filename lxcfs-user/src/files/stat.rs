@@ -4,8 +4,7 @@
 //! host's, because programs do without a number of their own but not without the line. `btime` stays the host's too: `ps` adds it to a task's start
 //! time, which counts from the host's boot.
 
-use std::io::Write;
-
+use super::digits::push;
 use super::{View, required};
 use crate::error::Result;
 use crate::model::cpus::{CpuView, Cpus};
@@ -104,23 +103,26 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
     for row in rows.clone().map(|(_, row)| row).chain(gone) {
         total.iter_mut().zip(row).for_each(|(total, ticks)| *total = total.saturating_add(ticks));
     }
-    write_row(page, "cpu ", total);
+    page.extend_from_slice(b"cpu ");
+    write_row(page, total);
     for (shown, row) in rows {
-        write_row(page, &format!("cpu{shown}"), row);
+        page.extend_from_slice(b"cpu");
+        push(page, shown.into());
+        write_row(page, row);
     }
     copy_line(page, &stat.host, "intr");
     match stat.load.and_then(|load| load.switches) {
         Some(switches) => {
-            let _ = writeln!(page, "ctxt {switches}");
+            write_line(page, "ctxt", switches);
         }
         None => copy_line(page, &stat.host, "ctxt"),
     }
     write_btime(page, stat);
     if let Some(Load { tasks, .. }) = stat.load {
-        let _ = writeln!(page, "processes {}", stat.made);
+        write_line(page, "processes", stat.made);
         // The reader is running; a sample taken before it started may not know it.
-        let _ = writeln!(page, "procs_running {}", tasks.running.max(1));
-        let _ = writeln!(page, "procs_blocked {}", tasks.waiting_for_io);
+        write_line(page, "procs_running", tasks.running.max(1).into());
+        write_line(page, "procs_blocked", tasks.waiting_for_io.into());
     }
     copy_line(page, &stat.host, "softirq");
 }
@@ -135,11 +137,19 @@ const fn columns(times: CpuTimes) -> [u64; COLUMNS] {
     [user_ns, nice_ns, system_ns, idle_ns, iowait_ns, 0, 0, steal_ns, 0, 0]
 }
 
-fn write_row(page: &mut Vec<u8>, name: &str, row: [u64; COLUMNS]) {
-    page.extend_from_slice(name.as_bytes());
+/// The rest of a line of CPU times.
+fn write_row(page: &mut Vec<u8>, row: [u64; COLUMNS]) {
     for ticks in row {
-        let _ = write!(page, " {ticks}");
+        page.push(b' ');
+        push(page, ticks);
     }
+    page.push(b'\n');
+}
+
+fn write_line(page: &mut Vec<u8>, name: &str, number: u64) {
+    page.extend_from_slice(name.as_bytes());
+    page.push(b' ');
+    push(page, number);
     page.push(b'\n');
 }
 
@@ -151,7 +161,7 @@ fn write_btime(page: &mut Vec<u8>, stat: &Stat) {
     if let Some(booted_s) = booted.filter(|_| stat.boottime_ahead_s != 0) {
         page.truncate(start);
         let moved = booted_s.saturating_add_signed(stat.boottime_ahead_s.saturating_neg());
-        let _ = writeln!(page, "btime {moved}");
+        write_line(page, "btime", moved);
     }
 }
 

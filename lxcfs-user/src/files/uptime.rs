@@ -1,7 +1,6 @@
 //! `/proc/uptime`: how long the container has been up, and how long its CPUs have idled (kernel: fs/proc/uptime.c).
 
-use std::io::Write;
-
+use super::digits::push_fraction;
 use super::{View, required};
 use crate::error::Result;
 use crate::model::lock::lock;
@@ -25,11 +24,10 @@ pub(super) fn gather(view: &View<'_>) -> Result<Uptime> {
 }
 
 pub(super) fn render(uptime: Uptime, page: &mut Vec<u8>) {
-    let parts = |ns: u64| (ns / 1_000_000_000, ns / 10_000_000 % 100);
-    let ((up, up_hundredths), (idle, idle_hundredths)) =
-        (parts(uptime.up_ns), parts(uptime.idle_ns));
-    // Writing to a Vec cannot fail.
-    let _ = writeln!(page, "{up}.{up_hundredths:02} {idle}.{idle_hundredths:02}");
+    for (ns, end) in [(uptime.up_ns, b' '), (uptime.idle_ns, b'\n')] {
+        push_fraction(page, ns / 1_000_000_000, ns / 10_000_000 % 100);
+        page.push(end);
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 //! Most of the file's two hundred lines are about zones, compaction and the machine's own balance. They are left out:
 //! programs look lines up by name, and a number of the host's would say of the container what its neighbours do.
 
-use std::io::Write;
-
+use super::digits::push;
 use super::meminfo::{host_kib, swap_kib};
 use super::{View, required};
 use crate::error::Result;
@@ -55,7 +54,10 @@ pub(super) fn render(vmstat: &Vmstat, page: &mut Vec<u8>) {
             continue;
         };
         if let Some(number) = number(vmstat, name) {
-            let _ = writeln!(page, "{name} {number}");
+            page.extend_from_slice(name.as_bytes());
+            page.push(b' ');
+            push(page, number);
+            page.push(b'\n');
         }
     }
 }

@@ -9,12 +9,18 @@ use crate::source::{DeviceIo, NumaStat};
 /// An unsigned decimal number. More than 64 bits saturate; a sign or any other character is no number.
 #[must_use]
 pub fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.is_empty() {
         return None;
     }
-    Some(digits.iter().fold(0_u64, |value, digit| {
-        value.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
-    }))
+    let mut value = 0_u64;
+    for byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value = value.saturating_mul(10).saturating_add(u64::from(digit));
+    }
+    Some(value)
 }
 
 /// The fields of a line, split at runs of white space.
@@ -22,9 +28,15 @@ pub fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty())
 }
 
-/// The lines of a text, without their ends.
+/// The lines of a text, without their ends. As with `split`, there is an empty one behind the last end.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|&byte| byte == b'\n')
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(end) = memchr::memchr(b'\n', text) else { return rest.take() };
+        rest = Some(&text[end + 1..]);
+        Some(&text[..end])
+    })
 }
 
 /// The one number of a file like `memory.current`.
@@ -45,6 +57,13 @@ pub fn limit(text: &[u8]) -> Option<Option<u64>> {
 /// The pairs of a flat keyed file like `memory.stat`: a `key value` on each line.
 pub fn flat_keyed(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
     lines(text).filter_map(|line| {
+        // One space is what the kernel writes, in files of a hundred lines that are read for every page.
+        if let Some(space) = memchr::memchr(b' ', line)
+            && let Some(value) = number(&line[space + 1..])
+            && space > 0
+        {
+            return Some((&line[..space], value));
+        }
         let mut fields = fields(line);
         Some((fields.next()?, number(fields.next()?)?))
     })
