@@ -83,8 +83,10 @@ impl Road {
             let reader = self.reader(file, tid);
             files::page(file, &View { reader, ..*view }, &mut page)?;
             // Before the page is served: what was shown may not be forgotten.
-            if file.remembers() {
+            if file.has_counters() {
                 self.memory.remember(view.container);
+            } else if file == File::Loadavg {
+                self.memory.remember_load(view.container);
             }
             Ok(page)
         })?;

@@ -31,7 +31,7 @@ use crate::error::{Errno, Error, Result};
 const MAGIC: u64 = u64::from_le_bytes(*b"lxcfsjnl");
 
 /// To be raised with every change of what lies where, or of what it means.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// What the journal is called where descriptors have paths.
 const NAME: &str = "lxcfs journal";
@@ -357,6 +357,6 @@ pub(crate) mod tests {
         assert!(refusal(again(&Journal::create().unwrap())).contains("never finished"));
         let other = journal();
         other.word(word::VERSION).store(9, Ordering::Relaxed);
-        assert!(refusal(again(&other)).contains("version 9, ours 1"));
+        assert!(refusal(again(&other)).contains("version 9, ours 2"));
     }
 }

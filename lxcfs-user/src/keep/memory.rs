@@ -7,12 +7,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use rustix::time::ClockId;
+use serde::Serialize as _;
+
 use super::journal::{Content, Journal, Kind, Record};
-use crate::model::container::{Carried, Container, History};
+use crate::model::container::{Container, History};
 use crate::model::lock::lock;
+use crate::source::host::clock_ns;
 
 /// So many are known before those that have ended are looked for.
 const FEW: usize = 64;
+
+/// The averages of a load are written down so often and no more: another daemon makes up for a second by itself.
+const LOAD_EVERY_NS: u64 = 1_000_000_000;
 
 /// The histories of containers.
 #[derive(Debug)]
@@ -28,6 +35,8 @@ struct Known {
     waiting: Vec<Arc<History>>,
     /// Look for ended ones when there are so many.
     sweep_at: usize,
+    /// Where a record is put together. Kept for its memory.
+    text: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -35,7 +44,9 @@ struct Entry {
     history: Weak<History>,
     record: Option<Record>,
     /// What is in the record, as far as we have written it.
-    written: Option<Carried>,
+    written: Vec<u8>,
+    /// When it was, nanoseconds of `CLOCK_MONOTONIC`.
+    written_ns: u64,
 }
 
 impl Memory {
@@ -59,24 +70,45 @@ impl Memory {
 
     /// Writes down what is known of the container now.
     pub fn remember(&self, container: &Container) {
+        self.write(container, 0);
+    }
+
+    /// The same, unless that was done less than a second ago.
+    pub fn remember_load(&self, container: &Container) {
+        self.write(container, LOAD_EVERY_NS);
+    }
+
+    fn write(&self, container: &Container, unless_within_ns: u64) {
         let Some(journal) = &self.journal else { return };
-        let mut known = self.lock();
-        let key = [container.init.into(), container.started_ns];
-        let Some(entry) = known.histories.get_mut(&key) else { return };
+        let now_ns = clock_ns(ClockId::MonotonicCoarse);
         // Under the lock: of two that are written at a time, the later must stay.
-        if entry.written.as_ref().is_some_and(|written| container.history.is_still(written)) {
+        let mut known = self.lock();
+        let Known { histories, text, .. } = &mut *known;
+        let key = [container.init.into(), container.started_ns];
+        let Some(entry) = histories.get_mut(&key) else { return };
+        let is_recent = now_ns.saturating_sub(entry.written_ns) < unless_within_ns;
+        if is_recent && !entry.written.is_empty() {
             return;
         }
-        let carried = container.history.carried();
-        let Ok(text) = serde_json::to_vec(&carried) else { return };
+        text.clear();
+        // By name, so that another version may leave out what it does not know.
+        let mut writer = rmp_serde::Serializer::new(&mut *text).with_struct_map();
+        if container.history.carrying().serialize(&mut writer).is_err() || *text == entry.written {
+            return;
+        }
         let is_written = match entry.record {
-            Some(record) => journal.replace(record, Content::Bytes(&text)),
+            Some(record) => journal.replace(record, Content::Bytes(text)),
             None => {
-                entry.record = journal.put(Kind::Container, key, Content::Bytes(&text));
+                entry.record = journal.put(Kind::Container, key, Content::Bytes(text));
                 entry.record.is_some()
             }
         };
-        entry.written = is_written.then_some(carried);
+        if is_written {
+            std::mem::swap(&mut entry.written, text);
+        } else {
+            entry.written.clear();
+        }
+        entry.written_ns = now_ns;
     }
 
     /// The inits that a daemon before us knew. The journal need not be ours yet.
@@ -94,7 +126,7 @@ impl Memory {
         let mut known = self.lock();
         for kept in journal.list(Kind::Container) {
             let history = self.find(kept.key, &mut known);
-            let carried = kept.bytes.and_then(|text| serde_json::from_slice(&text).ok());
+            let carried = kept.bytes.and_then(|text| rmp_serde::from_slice(&text).ok());
             history.resume(carried.unwrap_or_default(), counting_goes_on);
             if let Some(entry) = known.histories.get_mut(&kept.key) {
                 entry.record = Some(kept.record);
@@ -122,7 +154,8 @@ impl Memory {
         let entry = known.histories.entry(key).or_insert_with(|| Entry {
             history: Weak::new(),
             record: None,
-            written: None,
+            written: Vec::new(),
+            written_ns: 0,
         });
         entry.history = Arc::downgrade(&history);
         history
@@ -176,7 +209,8 @@ mod tests {
         assert_eq!(next.inits().len(), 2);
         let early = container(&next, 1);
         next.take_over(true);
-        assert_eq!(early.history.carried(), kept.history.carried());
+        let text = |history: &History| rmp_serde::to_vec_named(&history.carrying()).unwrap();
+        assert_eq!(text(&early.history), text(&kept.history));
         assert_eq!(show(&early), shown);
         next.settle();
         assert_eq!(next.inits(), [1], "the other has ended");
@@ -198,6 +232,22 @@ mod tests {
         show(&container);
         assert_ne!(remember(), first);
         assert_ne!(remember(), b"somebody else's");
+    }
+
+    #[test]
+    fn a_load_is_written_down_once_in_a_second() {
+        let journal = Arc::new(journal());
+        let memory = Memory::new(Arc::clone(&journal));
+        let container = container(&memory, 1);
+        let record = || journal.list(Kind::Container)[0].bytes.clone().unwrap();
+        memory.remember_load(&container);
+        let first = record();
+        let load = LoadHistory { sampled_ns: 12, ..LoadHistory::default() };
+        *container.history.load() = Some(load);
+        memory.remember_load(&container);
+        assert_eq!(record(), first);
+        memory.remember(&container);
+        assert_ne!(record(), first, "who shows times waits for nothing");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::load::LoadAverage;
 use super::lock::lock;
@@ -129,7 +129,7 @@ pub struct History {
 }
 
 /// What of a [`History`] the next daemon has to know. A field that a version does not know is left out by it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Carried {
     cpu: CpuHistory,
@@ -137,6 +137,26 @@ pub struct Carried {
     load: Option<LoadHistory>,
     made: u64,
     before: Option<Before>,
+}
+
+/// A [`Carried`] to be written down, where it is: nothing of it is copied, and nothing of it changes meanwhile.
+#[derive(Debug, Serialize)]
+pub struct Carrying<'a> {
+    #[serde(serialize_with = "within")]
+    cpu: MutexGuard<'a, CpuHistory>,
+    #[serde(serialize_with = "within")]
+    idle: MutexGuard<'a, IdleHistory>,
+    #[serde(serialize_with = "within")]
+    load: MutexGuard<'a, Option<LoadHistory>>,
+    made: u64,
+    before: Option<&'a Before>,
+}
+
+fn within<T: Serialize, S: Serializer>(
+    guard: &MutexGuard<'_, T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    guard.serialize(serializer)
 }
 
 impl History {
@@ -152,24 +172,14 @@ impl History {
 
     /// What the next daemon has to know.
     #[must_use]
-    pub fn carried(&self) -> Carried {
-        Carried {
-            cpu: lock(&self.cpu).clone(),
-            idle: *lock(&self.idle),
-            load: lock(&self.load).clone(),
+    pub fn carrying(&self) -> Carrying<'_> {
+        Carrying {
+            cpu: lock(&self.cpu),
+            idle: lock(&self.idle),
+            load: lock(&self.load),
             made: self.made.load(Ordering::Relaxed),
-            before: self.before.get().cloned(),
+            before: self.before.get(),
         }
-    }
-
-    /// Whether [`Self::carried`] would still be this.
-    #[must_use]
-    pub fn is_still(&self, carried: &Carried) -> bool {
-        *lock(&self.cpu) == carried.cpu
-            && *lock(&self.idle) == carried.idle
-            && *lock(&self.load) == carried.load
-            && self.made.load(Ordering::Relaxed) == carried.made
-            && self.before.get() == carried.before.as_ref()
     }
 
     /// Goes on from what a daemon before us knew.
@@ -263,7 +273,8 @@ mod tests {
         let first = History::default();
         assert_eq!([11, 10, 12].map(|made| first.made_by_now(made)), [11, 11, 12]);
         let next = History::default();
-        next.resume(first.carried(), true);
+        let text = rmp_serde::to_vec_named(&first.carrying()).unwrap();
+        next.resume(rmp_serde::from_slice(&text).unwrap(), true);
         assert_eq!(next.made_by_now(9), 12, "the newest has ended");
     }
 }

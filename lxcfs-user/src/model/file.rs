@@ -50,10 +50,10 @@ impl File {
         Self::Vmstat,
     ];
 
-    /// Whether its page depends on what earlier pages said, or makes later ones depend on it.
+    /// Whether its page has counters that may not fall from one page to the next.
     #[must_use]
-    pub const fn remembers(self) -> bool {
-        matches!(self, Self::Loadavg | Self::Stat | Self::Uptime)
+    pub const fn has_counters(self) -> bool {
+        matches!(self, Self::Stat | Self::Uptime)
     }
 
     /// The path below `/`, on the host and in our mount alike.
