@@ -9,6 +9,7 @@ mod cgroupns;
 mod lookup;
 mod pidns;
 mod pids;
+mod readers;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open};
 use self::cache::{Cache, Entry};
 use self::cgroupns::Visitor;
 use self::lookup::Lookup;
+use self::readers::Readers;
 use crate::error::{Errno, Error, Result};
 use crate::keep::memory::Memory;
 use crate::model::container::{CgroupPaths, Container};
@@ -31,6 +33,9 @@ use crate::source::tasks;
 
 /// Leaves below a container's cgroup that inits are known to move to: systemd, DinD and k3s, LXC and Incus, crun.
 const KNOWN_LEAVES: [&str; 4] = ["/init.scope", "/init", "/.lxc", "/container"];
+
+/// So many threads that read again are kept at hand.
+const MOST_READERS: usize = 1_024;
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -91,6 +96,7 @@ pub struct Callers {
     our_time_namespace: Option<u64>,
     visitor: Visitor,
     cache: Cache,
+    readers: Readers,
     init_lookup: InitLookup,
     memory: Arc<Memory>,
     watcher: OnceLock<Thread>,
@@ -117,6 +123,9 @@ impl Callers {
         // Each container takes a descriptor, some two: leave half of what we may have for everything else.
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX));
         let cache = Cache::new(usize::try_from(descriptors / 4).unwrap_or(usize::MAX).min(65_536))?;
+        let readers = Readers::new(
+            usize::try_from(descriptors / 32).unwrap_or(MOST_READERS).min(MOST_READERS),
+        );
         let watcher = OnceLock::new();
         Ok(Self {
             host,
@@ -126,6 +135,7 @@ impl Callers {
             our_time_namespace,
             visitor,
             cache,
+            readers,
             init_lookup,
             memory,
             watcher,
@@ -141,7 +151,7 @@ impl Callers {
             let cause = "the reader is not in our pid namespace";
             return Err(Error::because("find the container of", "pid 0", Errno::SRCH, cause));
         }
-        let namespaces = Lookup(&self.host).namespaces(tid)?;
+        let namespaces = self.readers.namespaces(Lookup(&self.host), tid)?;
         if namespaces == self.ours {
             return Ok(Caller::Host);
         }
@@ -197,7 +207,7 @@ impl Callers {
             let text = lookup.read(tid, "timens_offsets").unwrap_or_default();
             parse::timens_boottime_s(&text).unwrap_or(0)
         };
-        match lookup.namespace(tid, "time") {
+        match self.readers.time_namespace(lookup, tid) {
             Ok(theirs) if Some(theirs) != self.our_time_namespace => {
                 offset(tid).saturating_sub(offset(std::process::id()))
             }
@@ -216,7 +226,7 @@ impl Callers {
 
     /// Forgets the container of thread `tid`, because what was known of it turned out to be wrong.
     pub fn forget(&self, tid: u32) {
-        if let Ok(namespaces) = Lookup(&self.host).namespaces(tid) {
+        if let Ok(namespaces) = self.readers.namespaces(Lookup(&self.host), tid) {
             self.cache.remove(&namespaces);
         }
     }

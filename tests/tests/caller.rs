@@ -1,6 +1,8 @@
 //! Who asks: every way a process can be in a container, or not.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +12,7 @@ use lxcfs::files::Policy;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const LIMIT_KIB: u64 = 128 << 10;
 
@@ -188,6 +191,35 @@ fn a_container_that_moves_takes_its_new_limits() -> Result<()> {
     second.add(running.init())?;
     running.child.stdin.as_mut().context("stdin is piped")?.write_all(b"\n")?;
     ensure!(total_kib(&running.line()?)? == LIMIT_KIB / 2);
+    Ok(())
+}
+
+/// Who has read before is known by links of its own, and what they say is never remembered.
+#[test]
+fn a_reader_that_goes_elsewhere_is_there_at_once() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let cgroup = limited("elsewhere")?;
+    let mut running = waiting(&Container::new(&cgroup).sharing_pid_namespace())?;
+    let meminfo = daemon.path("proc/meminfo");
+    let read = || total_kib(&std::fs::read_to_string(&meminfo)?);
+    let there = File::open(format!("/proc/{}/ns/cgroup", running.init()))?;
+    let reader = || -> Result<()> {
+        let here = File::open("/proc/thread-self/ns/cgroup")?;
+        let enter = |namespace: &File| {
+            let kind = Some(LinkNameSpaceType::ControlGroup);
+            move_into_link_name_space(namespace.as_fd(), kind)
+        };
+        let total_here = read()?;
+        for time in 0..6 {
+            ensure!(read()? == total_here, "out of the container, time {time}");
+            enter(&there)?;
+            ensure!(read()? == LIMIT_KIB, "in the container, time {time}");
+            enter(&here)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(reader).join().expect("it does not panic"))?;
+    drop(running.child.stdin.take());
     Ok(())
 }
 

@@ -21,12 +21,7 @@ impl Lookup<'_> {
 
     pub(super) fn namespace(self, tid: u32, kind: &str) -> Result<u64> {
         let path = format!("{tid}/ns/{kind}");
-        // The text of the link has the number, `pid:[4026531836]`, for half of what following it takes.
-        let mut text = [0_u8; 64];
-        let length = rustix::fs::readlinkat_raw(self.0.proc(), &path, &mut text[..])
-            .map_err(|errno| error("read the link", &path, errno))?;
-        parse::namespace(&text[..length])
-            .ok_or_else(|| Error::parse(format!("/proc/{path}"), "no number"))
+        read_number(self.0.proc(), &path).map_err(|errno| error("read the link", &path, errno))
     }
 
     /// A descriptor of a namespace of `tid`.
@@ -134,6 +129,17 @@ impl Lookup<'_> {
             found => found.map(Some).map_err(|errno| error("find the parent of", &path(), errno)),
         }
     }
+}
+
+/// The number of the namespace that the link at `path` in `directory` leads to; an empty path is the link itself.
+///
+/// # Errors
+/// The thread has ended. A text without a number is `EBADMSG`, and no kernel's.
+pub(super) fn read_number(directory: &OwnedFd, path: &str) -> Result<u64, Errno> {
+    // The text of the link has the number, `pid:[4026531836]`, for half of what following it takes.
+    let mut text = [0_u8; 64];
+    let length = rustix::fs::readlinkat_raw(directory, path, &mut text[..])?;
+    parse::namespace(&text[..length]).ok_or(Errno::BADMSG)
 }
 
 /// An error about `/proc/<path>`. A process that is gone is `ESRCH` here, whatever the system call said.
