@@ -27,7 +27,7 @@ use crate::keep::memory::Memory;
 use crate::model::container::{CgroupPaths, Container};
 use crate::source::Machine;
 use crate::source::cgroup::CgroupFiles;
-use crate::source::host::Host;
+use crate::source::host::{CPUINFO_GOES_BY_READER, Host};
 use crate::source::parse;
 use crate::source::tasks;
 
@@ -216,9 +216,13 @@ impl Callers {
         }
     }
 
-    /// Whether thread `tid` has the personality of a 32-bit program (`PER_LINUX32`). Where that cannot be asked, it has not.
+    /// Whether thread `tid` has the personality of a 32-bit program (`PER_LINUX32`), where that changes what it is shown. Where
+    /// it cannot be asked, it has not.
     #[must_use]
     pub fn is_32bit(&self, tid: u32) -> bool {
+        if !CPUINFO_GOES_BY_READER {
+            return false;
+        }
         // Eight hexadecimal digits, of which the last two tell the kind and the others are flags.
         let text = Lookup(&self.host).read(tid, "personality").unwrap_or_default();
         text.trim_ascii_end().ends_with(b"08")

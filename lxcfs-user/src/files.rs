@@ -26,7 +26,7 @@ use crate::model::cpus::{CpuSet, CpuView, Cpus};
 use crate::model::file::{File, Resource};
 use crate::model::topology::{Place, Shown, Tree};
 use crate::source::trigger::PressureFile;
-use crate::source::{Machine, Source};
+use crate::source::{Machine, Source, Text};
 
 /// What the operator decided about the pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,16 +137,14 @@ pub fn pressure_file(view: &View<'_>, resource: Resource) -> Result<PressureFile
 
 impl View<'_> {
     /// The host's `file`, as a template: at most a hundredth of a second old.
-    fn host(&self, file: File) -> Result<Vec<u8>> {
-        let mut text = Vec::with_capacity(8_192);
-        self.machine.read_recent(file, &mut text)?;
-        Ok(text)
+    fn host(&self, file: File) -> Result<Text> {
+        self.machine.read_recent(file)
     }
 
     /// The CPUs the container is shown: the one answer behind cpuinfo, stat, uptime and cpu/online.
     fn cpus(&self) -> Result<Cpus> {
         // Not an older one: a CPU that has just gone offline is offline.
-        let mut online = Vec::with_capacity(8_192);
+        let mut online = Vec::with_capacity(128);
         self.machine.read(File::CpuOnline, &mut online)?;
         let online = CpuSet::parse(&online)
             .ok_or_else(|| Error::parse(File::CpuOnline.path(), "not a list of CPUs"))?;

@@ -79,7 +79,7 @@ impl Road {
     /// be made (`EIO`).
     pub fn page(&self, file: File, tid: u32) -> Result<Bytes> {
         let made = self.made(tid, file.path(), |view| {
-            let mut page = Vec::with_capacity(4_096);
+            let mut page = Vec::with_capacity(file.usual_bytes());
             let reader = self.reader(file, tid);
             files::page(file, &View { reader, ..*view }, &mut page)?;
             // Before the page is served: what was shown may not be forgotten.
@@ -91,7 +91,7 @@ impl Road {
             Ok(page)
         })?;
         let host = || {
-            let mut page = Vec::with_capacity(4_096);
+            let mut page = Vec::with_capacity(file.usual_bytes());
             let read = match file {
                 File::Cpuinfo => self.machine.read_cpuinfo(self.callers.is_32bit(tid), &mut page),
                 file => self.machine.read(file, &mut page),

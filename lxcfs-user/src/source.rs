@@ -109,9 +109,12 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()>;
     /// Appends the host's cpuinfo, as a 32-bit program finds it or as any other does.
     fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()>;
-    /// The same, but it may be as old as nobody can see: a hundredth of a second, the unit of the times in it.
-    fn read_recent(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
-        self.read(file, text)
+    /// The host's `file`, but it may be as old as nobody can see: a hundredth of a second, the unit of the times in it. Those
+    /// who ask at a time have the same text, and nobody copies it.
+    fn read_recent(&self, file: File) -> Result<Text> {
+        let mut text = Vec::new();
+        self.read(file, &mut text)?;
+        Ok(Arc::new(text))
     }
     /// Appends the file at `path` below `/`, in `/sys/devices/system`, whole, to `text`.
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()>;
@@ -124,6 +127,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// The host's pressure file for `resource`, open for a trigger.
     fn pressure_file(&self, resource: Resource) -> Result<PressureFile>;
 }
+
+/// A text of the host's, shared by those who ask for it at a time.
+pub type Text = Arc<Vec<u8>>;
 
 /// CPU time of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -10,23 +10,40 @@ use super::View;
 use super::digits::push;
 use crate::error::{Error, Result};
 use crate::model::cpus::Cpus;
-use crate::source::parse;
+use crate::model::file::File;
+use crate::source::{Text, parse};
 
 #[derive(Debug)]
 pub(super) struct Cpuinfo {
-    host: Vec<u8>,
+    host: Text,
     cpus: Cpus,
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Cpuinfo> {
-    let mut host = Vec::with_capacity(16 << 10);
-    view.machine.read_cpuinfo(view.reader.is_32bit, &mut host)?;
     let cpus = view.cpus()?;
-    if !stanzas(&host).any(|stanza| stanza.cpu.is_some_and(|cpu| cpus.shown(cpu).is_some())) {
+    let read = || {
+        let mut text = Vec::with_capacity(16 << 10);
+        view.machine.read_cpuinfo(view.reader.is_32bit, &mut text)?;
+        Ok::<_, Error>(Text::new(text))
+    };
+    let mut host = if view.reader.is_32bit { read()? } else { view.host(File::Cpuinfo)? };
+    let mut described = described(&host, &cpus);
+    // One that has come online just now is in no text older than that.
+    if described < cpus.count() {
+        host = read()?;
+        described = self::described(&host, &cpus);
+    }
+    if described == 0 {
         let cause = format!("no processor of {}", cpus.set());
         return Err(Error::parse("/proc/cpuinfo", cause));
     }
     Ok(Cpuinfo { host, cpus })
+}
+
+/// How many of the CPUs shown have a stanza.
+fn described(host: &[u8], cpus: &Cpus) -> u32 {
+    let is_shown = |stanza: &Stanza<'_>| stanza.cpu.is_some_and(|cpu| cpus.shown(cpu).is_some());
+    u32::try_from(stanzas(host).filter(is_shown).count()).unwrap_or(u32::MAX)
 }
 
 /// A run of lines up to a blank one.
@@ -43,7 +60,7 @@ fn stanzas(host: &[u8]) -> impl Iterator<Item = Stanza<'_>> + Clone {
     std::iter::from_fn(move || {
         let start = rest.iter().position(|&byte| byte != b'\n')?;
         let text = &rest[start..];
-        let end = text.windows(2).position(|pair| pair == b"\n\n").map_or(text.len(), |at| at + 1);
+        let end = memchr::memmem::find(text, b"\n\n").map_or(text.len(), |at| at + 1);
         let (stanza, left) = text.split_at(end);
         rest = left;
         let cpu = field(stanza, b"processor").or_else(|| field(stanza, b"cpu number"));

@@ -9,7 +9,7 @@ use super::digits::{push, push_right};
 use super::{View, required};
 use crate::error::Result;
 use crate::model::file::File;
-use crate::source::{DeviceIo, parse};
+use crate::source::{DeviceIo, Text, parse};
 
 /// `/proc/diskstats` counts in sectors of this size, whatever the device's is.
 const SECTOR_BYTES: u64 = 512;
@@ -19,7 +19,7 @@ const MOST_COLUMNS: usize = 17;
 
 #[derive(Debug)]
 pub(super) struct Diskstats {
-    host: Vec<u8>,
+    host: Text,
     devices: Vec<DeviceIo>,
 }
 

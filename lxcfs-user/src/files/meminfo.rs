@@ -5,12 +5,12 @@ use super::hugepages::{self, Hugepages};
 use super::{View, required};
 use crate::error::{Error, Result};
 use crate::model::file::File;
-use crate::source::{Memory, parse};
+use crate::source::{Memory, Text, parse};
 
 /// The host's file and what replaces its numbers.
 #[derive(Debug)]
 pub(super) struct Meminfo {
-    host: Vec<u8>,
+    host: Text,
     /// All memory the container may use, KiB.
     total_kib: u64,
     /// What of it could be had without swapping, KiB.

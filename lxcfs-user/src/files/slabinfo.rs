@@ -6,12 +6,12 @@
 use super::View;
 use crate::error::Result;
 use crate::model::file::File;
-use crate::source::parse;
+use crate::source::{Text, parse};
 
 /// How many lines describe the file before the first cache: version and column names.
 const HEADER_LINES: usize = 2;
 
-pub(super) fn gather(view: &View<'_>) -> Result<Vec<u8>> {
+pub(super) fn gather(view: &View<'_>) -> Result<Text> {
     view.host(File::Slabinfo)
 }
 

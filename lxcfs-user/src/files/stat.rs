@@ -11,7 +11,7 @@ use crate::model::cpus::{CpuView, Cpus};
 use crate::model::file::File;
 use crate::model::lock::lock;
 use crate::model::monotonic::{CpuHistory, CpuTimes};
-use crate::source::{Cpu, Load, parse};
+use crate::source::{Cpu, Load, Text, parse};
 
 #[derive(Debug)]
 pub(super) struct Stat {
@@ -21,7 +21,7 @@ pub(super) struct Stat {
     gone: Vec<CpuTimes>,
     ticks_per_second: u64,
     /// The host's page.
-    host: Vec<u8>,
+    host: Text,
     load: Option<Load>,
     /// Tasks ever made.
     made: u64,

@@ -9,7 +9,7 @@ use super::View;
 use super::meminfo::swap_kib;
 use crate::error::Result;
 use crate::model::file::File;
-use crate::source::parse;
+use crate::source::{Text, parse};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Swaps {
@@ -17,7 +17,7 @@ pub(super) struct Swaps {
     total_kib: u64,
     /// Swap in use, KiB.
     used_kib: u64,
-    host: Vec<u8>,
+    host: Text,
 }
 
 /// A line of the host's: everything up to its size, and its numbers.
@@ -32,7 +32,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Swaps> {
     let meminfo = view.host(File::Meminfo)?;
     let (total_kib, used_kib) = swap_kib(view, &meminfo)?;
     // Without swap there is nothing to ask the host for.
-    let host = if total_kib > 0 { view.host(File::Swaps)? } else { Vec::new() };
+    let host = if total_kib > 0 { view.host(File::Swaps)? } else { Text::default() };
     Ok(Swaps { total_kib, used_kib, host })
 }
 

@@ -8,11 +8,11 @@ use super::meminfo::{host_kib, swap_kib};
 use super::{View, required};
 use crate::error::Result;
 use crate::model::file::File;
-use crate::source::{Memory, parse};
+use crate::source::{Memory, Text, parse};
 
 #[derive(Debug)]
 pub(super) struct Vmstat {
-    host: Vec<u8>,
+    host: Text,
     page_bytes: u64,
     memory: Memory,
     /// What the container may use beyond what it uses, bytes.

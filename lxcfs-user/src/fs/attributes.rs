@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
+use super::sysfs::Sysfs;
 use super::tree::{Directory, Node};
 use super::{LxcFs, TTL};
 use crate::error::Errno;
@@ -147,8 +148,9 @@ impl LxcFs {
     /// The host's root may do anything, as with CAP_DAC_OVERRIDE. The root of a user namespace is any user here.
     pub(super) fn check(&self, node: INodeNo, who: Who, wanted: u16) -> Result<(), Errno> {
         let node = Node::from_number(node).ok_or(Errno::NOENT)?;
-        // What is not shown is not there, not even for root.
+        // What is not shown is not there, not even for root. What is no CPU's or node's is shown to all.
         let attributes = match node {
+            Node::Sysfs(number) if who.uid == 0 && Sysfs::is_for_all(number) => return Ok(()),
             Node::Sysfs(_) | Node::Cgroup(_) => self.attributes(node, who.tid)?,
             _ if who.uid == 0 => return Ok(()),
             _ => self.attributes(node, who.tid)?,

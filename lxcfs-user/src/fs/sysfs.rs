@@ -69,6 +69,11 @@ impl Sysfs {
         Ok(Place { tree, unit, rest })
     }
 
+    /// Whether what is behind `number` is no unit's, and so shown to everybody.
+    pub(super) const fn is_for_all(number: u64) -> bool {
+        number >> PATH_BITS & UNIT == 0
+    }
+
     /// The number of `place`.
     pub(super) fn number(&self, place: &Place) -> u64 {
         let unit = place.unit.map_or(0, |unit| u64::from(unit) + 1);

@@ -196,13 +196,15 @@ impl Cpus {
     /// The number shown for the host's `cpu`, if it is shown.
     #[must_use]
     pub fn shown(&self, cpu: u32) -> Option<u32> {
-        self.iter().find(|&(_, host)| host == cpu).map(|(shown, _)| shown)
+        let at = self.pairs.binary_search_by_key(&cpu, |&(_, host)| host).ok()?;
+        Some(self.pairs[at].0)
     }
 
     /// The host's CPU behind the number `shown`, if it is shown.
     #[must_use]
     pub fn host(&self, shown: u32) -> Option<u32> {
-        self.iter().find(|&(number, _)| number == shown).map(|(_, host)| host)
+        let at = self.pairs.binary_search_by_key(&shown, |&(number, _)| number).ok()?;
+        Some(self.pairs[at].1)
     }
 
     /// The numbers shown, as a set.

@@ -56,6 +56,17 @@ impl File {
         matches!(self, Self::Stat | Self::Uptime)
     }
 
+    /// What a page of it mostly fits in, bytes. Memory for the short ones takes a tenth of the time that it takes for a long one.
+    #[must_use]
+    pub const fn usual_bytes(self) -> usize {
+        match self {
+            Self::Loadavg | Self::Uptime | Self::CpuOnline => 128,
+            Self::Pressure(_) | Self::Slabinfo | Self::Swaps => 512,
+            Self::Diskstats | Self::Meminfo | Self::Stat | Self::Vmstat => 4_096,
+            Self::Cpuinfo => 16_384,
+        }
+    }
+
     /// The path below `/`, on the host and in our mount alike.
     #[must_use]
     pub const fn path(self) -> &'static str {

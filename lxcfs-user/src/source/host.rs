@@ -3,16 +3,17 @@
 //! Files are opened once, before we mount, and read by position from then on. Nothing mounted later over `/proc` (our
 //! own files, most likely) can make a request wait for itself.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use nix::sys::personality::{self, Persona};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::time::ClockId;
 
-use super::Machine;
 use super::trigger::PressureFile;
+use super::{Machine, Text};
 use crate::error::{Errno, Error, Result};
 use crate::model::file::{File, Resource};
 use crate::model::lock::lock;
@@ -20,6 +21,9 @@ use crate::model::topology::Tree;
 
 /// The personality of a 32-bit program on a 64-bit kernel.
 const PER_LINUX32: i32 = 8;
+
+/// Whether cpuinfo is another one for a program with the personality of a 32-bit one: on arm64 it is.
+pub const CPUINFO_GOES_BY_READER: bool = cfg!(target_arch = "aarch64");
 
 /// The host's files by descriptor.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ pub struct Host {
 #[derive(Debug, Default)]
 struct Recent {
     at_ns: u64,
-    text: Vec<u8>,
+    text: Text,
 }
 
 /// How long a file is as good as new: a tick of `USER_HZ`, the unit of the times in it.
@@ -123,7 +127,7 @@ impl Machine for Host {
                 self.reopen_kept(fd, OFlags::RDONLY).and_then(|fd| read_whole(&fd, text))
             }
             Ok(fd) if file == File::Swaps => read_whole(fd, text),
-            Ok(fd) => read_piece(fd, text),
+            Ok(fd) => read_piece(fd, |piece| text.extend_from_slice(piece)),
             Err(errno) => Err(*errno),
         };
         read.map_err(|errno| Error::io("read", full_path(file), errno))
@@ -135,27 +139,25 @@ impl Machine for Host {
         self.read(File::Cpuinfo, text)
     }
 
-    fn read_recent(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
+    fn read_recent(&self, file: File) -> Result<Text> {
         // The clock of the kernel's own ticks: coarse enough, and read without a system call everywhere.
         let now_ns = clock_ns(ClockId::MonotonicCoarse);
         let recent = &self.recent[slot(file)];
         {
             let recent = lock(recent);
             if !recent.text.is_empty() && now_ns.saturating_sub(recent.at_ns) < RECENT_NS {
-                text.extend_from_slice(&recent.text);
-                return Ok(());
+                return Ok(Arc::clone(&recent.text));
             }
         }
-        let start = text.len();
-        self.read(file, text)?;
+        let mut text = Vec::with_capacity(STEP);
+        self.read(file, &mut text)?;
+        let text = Arc::new(text);
         let mut recent = lock(recent);
         // Of two readers at once the later one may have been here first.
         if now_ns >= recent.at_ns {
-            recent.at_ns = now_ns;
-            recent.text.clear();
-            recent.text.extend_from_slice(&text[start..]);
+            *recent = Recent { at_ns: now_ns, text: Arc::clone(&text) };
         }
-        Ok(())
+        Ok(text)
     }
 
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()> {
@@ -282,20 +284,28 @@ fn open_usual(proc: &OwnedFd, sys: &OwnedFd, path: &str, flags: OFlags) -> Resul
 /// The kernel renders at most a page at a time for most files; more room saves a call on the long ones.
 const STEP: usize = 8 << 10;
 
+/// What nearly every file that is made in one piece fits in, bytes.
+const PIECE: usize = 4 << 10;
+
 /// Appends everything from the start of the file to `text`, by position: the descriptor can be shared.
 pub(crate) fn read_whole(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
     let start = text.len();
     read_on(fd, start, text)
 }
 
-/// The same for a file that the kernel makes in one piece (`single_open`, and every cgroup file that is no list): what
-/// does not fill the room is all there is, and no second call has to ask whether there is more.
-pub(crate) fn read_piece(fd: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
-    let start = text.len();
-    text.reserve(STEP);
-    let room = text.capacity() - start;
-    let read = rustix::io::pread(fd, rustix::buffer::spare_capacity(text), 0)?;
-    if read < room { Ok(()) } else { read_on(fd, start, text) }
+/// Gives `take` the content of a file that the kernel makes in one piece (`single_open`, and every cgroup file that is no
+/// list): what does not fill the room is all there is, and no second call has to ask whether there is more.
+///
+/// The room is the stack's: most such files are a line, and memory for it would take longer than reading it.
+pub(crate) fn read_piece<T>(fd: &OwnedFd, take: impl FnOnce(&[u8]) -> T) -> Result<T, Errno> {
+    let mut room = [MaybeUninit::uninit(); PIECE];
+    let (piece, left) = rustix::io::pread(fd, &mut room[..], 0)?;
+    if !left.is_empty() {
+        return Ok(take(piece));
+    }
+    let mut text = piece.to_vec();
+    read_on(fd, 0, &mut text)?;
+    Ok(take(&text))
 }
 
 /// Appends the rest of a file of which `text` has what lies behind `start`.

@@ -152,32 +152,30 @@ impl<'a> Cgroup<'a> {
         .map(move |path| Self { hierarchy, path, shelf })
     }
 
-    /// Appends the file's content to `text`. `Ok(false)`: this cgroup has no such file.
+    /// Gives `take` the file's content. `Ok(None)`: this cgroup has no such file.
     ///
     /// The kernel makes such a file in one piece, see [`read_piece`].
     ///
     /// # Errors
     /// The file is there and cannot be read, or the cgroup itself is gone (`ENOENT`).
-    pub fn read(&self, file: &str, text: &mut Vec<u8>) -> Result<bool> {
+    pub fn read<T>(&self, file: &str, mut take: impl FnMut(&[u8]) -> T) -> Result<Option<T>> {
         let (hierarchy, path_length) = (self.hierarchy.number, self.path.len());
         let key = FileKey { hierarchy, path_length, name: file };
         if let Some(shelf) = self.shelf
             && let Some(fd) = shelf.get(key)
         {
-            match read_piece(&fd, text) {
+            match read_piece(&fd, &mut take) {
                 // The cgroup was removed. Its path tells what is there now.
                 Err(Errno::NODEV) => shelf.drop(key),
-                read => {
-                    return read.map(|()| true).map_err(|errno| self.error("read", file, errno));
-                }
+                read => return read.map(Some).map_err(|errno| self.error("read", file, errno)),
             }
         }
-        let Some(fd) = self.open(file, OFlags::RDONLY)? else { return Ok(false) };
-        read_piece(&fd, text).map_err(|errno| self.error("read", file, errno))?;
+        let Some(fd) = self.open(file, OFlags::RDONLY)? else { return Ok(None) };
+        let taken = read_piece(&fd, &mut take).map_err(|errno| self.error("read", file, errno))?;
         if let Some(shelf) = self.shelf {
             shelf.put(key, fd);
         }
-        Ok(true)
+        Ok(Some(taken))
     }
 
     /// Opens the file. `Ok(None)`: this cgroup has no such file.
@@ -196,18 +194,12 @@ impl<'a> Cgroup<'a> {
     ///
     /// # Errors
     /// As [`Self::read`], and when `parse` finds the content malformed.
-    pub fn parse<T>(
-        &self,
-        file: &str,
-        parse: impl FnOnce(&[u8]) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let mut text = Vec::with_capacity(4_096);
-        if !self.read(file, &mut text)? {
-            return Ok(None);
-        }
-        match parse(&text) {
-            Some(value) => Ok(Some(value)),
-            None => Err(Error::parse(self.display(file), "not the format the kernel documents")),
+    pub fn parse<T>(&self, file: &str, parse: impl FnMut(&[u8]) -> Option<T>) -> Result<Option<T>> {
+        match self.read(file, parse)? {
+            Some(None) => {
+                Err(Error::parse(self.display(file), "not the format the kernel documents"))
+            }
+            parsed => Ok(parsed.flatten()),
         }
     }
 

@@ -149,10 +149,12 @@ pub(super) fn pressure(
     resource: Resource,
     text: &mut Vec<u8>,
 ) -> Result<Option<()>> {
-    let start = text.len();
-    match cgroup.read(resource.cgroup_file(), text) {
-        Ok(true) if text.len() > start => Ok(Some(())),
-        Ok(_) => Ok(None),
+    let append = |piece: &[u8]| {
+        text.extend_from_slice(piece);
+        !piece.is_empty()
+    };
+    match cgroup.read(resource.cgroup_file(), append) {
+        Ok(read) => Ok((read == Some(true)).then_some(())),
         Err(error) if error.errno == Errno::OPNOTSUPP => Ok(None),
         Err(error) => Err(error),
     }
