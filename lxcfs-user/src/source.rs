@@ -9,6 +9,7 @@ pub mod fake;
 mod handle;
 pub mod host;
 pub mod parse;
+pub mod sheet;
 pub mod subtree;
 pub mod tasks;
 pub mod trigger;
@@ -16,6 +17,7 @@ pub mod trigger;
 use std::fmt;
 use std::sync::Arc;
 
+use self::sheet::Sheet;
 use self::trigger::PressureFile;
 use crate::error::Result;
 use crate::model::container::{Container, Tasks};
@@ -56,9 +58,14 @@ pub trait Source: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
-    /// Events of memory management (page faults, reclaim, kills) since the cgroup was made, by the names that
-    /// `/proc/vmstat` has for them. Other names may be among them.
-    fn memory_events(&self, _: &Container) -> Result<Option<Vec<(String, u64)>>> {
+    /// Memory used as by [`Self::memory`], and, from the same look at it, appended to `events`: events of memory management (page
+    /// faults, reclaim, kills) since the cgroup was made, a line `name count` for each, by the names that `/proc/vmstat`
+    /// has for them. Other names may be among them.
+    fn memory_events(
+        &self,
+        _container: &Container,
+        _events: &mut Vec<u8>,
+    ) -> Result<Option<Memory>> {
         Ok(None)
     }
 
@@ -114,7 +121,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn read_recent(&self, file: File) -> Result<Text> {
         let mut text = Vec::new();
         self.read(file, &mut text)?;
-        Ok(Arc::new(text))
+        Ok(Arc::new(Sheet::new(text)))
     }
     /// Appends the file at `path` below `/`, in `/sys/devices/system`, whole, to `text`.
     fn read_sys(&self, path: &str, text: &mut Vec<u8>) -> Result<()>;
@@ -129,7 +136,7 @@ pub trait Machine: Send + Sync + fmt::Debug {
 }
 
 /// A text of the host's, shared by those who ask for it at a time.
-pub type Text = Arc<Vec<u8>>;
+pub type Text = Arc<Sheet>;
 
 /// CPU time of a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -308,8 +315,13 @@ impl Source for Layered {
         self.first(|source| source.memory(container))
     }
 
-    fn memory_events(&self, container: &Container) -> Result<Option<Vec<(String, u64)>>> {
-        self.first(|source| source.memory_events(container))
+    fn memory_events(&self, container: &Container, events: &mut Vec<u8>) -> Result<Option<Memory>> {
+        for source in &self.0 {
+            if let Some(memory) = source.memory_events(container, events)? {
+                return Ok(Some(memory));
+            }
+        }
+        Ok(None)
     }
 
     fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {

@@ -11,6 +11,7 @@ use super::digits::push;
 use crate::error::{Error, Result};
 use crate::model::cpus::Cpus;
 use crate::model::file::File;
+use crate::source::sheet::Sheet;
 use crate::source::{Text, parse};
 
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Cpuinfo> {
     let read = || {
         let mut text = Vec::with_capacity(16 << 10);
         view.machine.read_cpuinfo(view.reader.is_32bit, &mut text)?;
-        Ok::<_, Error>(Text::new(text))
+        Ok::<_, Error>(Text::new(Sheet::new(text)))
     };
     let mut host = if view.reader.is_32bit { read()? } else { view.host(File::Cpuinfo)? };
     let mut described = described(&host, &cpus);

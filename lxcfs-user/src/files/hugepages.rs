@@ -1,9 +1,9 @@
 //! The huge pages of `/proc/meminfo`: the machine's pool, as far as the container's limit reaches (kernel: mm/hugetlb.c).
 
 use super::View;
-use super::meminfo::host_kib;
 use crate::error::Result;
 use crate::source::Hugetlb;
+use crate::source::sheet::Sheet;
 
 /// Pages of the size the machine uses by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,43 +16,41 @@ pub(super) struct Hugepages {
     others_kib: u64,
 }
 
-/// `None`: the container has no limit of its own on them and the whole pool is open to it.
-pub(super) fn gather(view: &View<'_>, host: &[u8]) -> Result<Option<Hugepages>> {
-    let Some(size_kib) = host_kib(host, b"Hugepagesize").filter(|&size| size > 0) else {
+/// `None`: the container has no limit of its own on them and the whole pool is open to it, or there is nothing in the pool.
+pub(super) fn gather(view: &View<'_>, host: &Sheet) -> Result<Option<Hugepages>> {
+    let there = |name: &[u8]| host.number(name).filter(|&number| number > 0);
+    let (Some(size_kib), Some(_)) = (there(b"Hugepagesize"), there(b"HugePages_Total")) else {
         return Ok(None);
     };
     let limits = view.source.hugetlb(view.container, size_kib.saturating_mul(1_024))?;
     Ok(limits.map(|limits| within(&limits, host, size_kib)))
 }
 
-fn within(limits: &Hugetlb, host: &[u8], size_kib: u64) -> Hugepages {
-    let count = |name: &[u8]| host_kib(host, name).unwrap_or(0);
+fn within(limits: &Hugetlb, host: &Sheet, size_kib: u64) -> Hugepages {
+    let count = |name: &[u8]| host.number(name).unwrap_or(0);
     let pages = |bytes: u64| bytes / 1_024 / size_kib;
     let (host_total, host_free) = (count(b"HugePages_Total"), count(b"HugePages_Free"));
     let total = limits.limit_bytes.map_or(host_total, pages).min(host_total);
     let used = pages(limits.used_bytes);
     let free = total.saturating_sub(used).min(host_free);
     let reserved = pages(limits.reserved_bytes).saturating_sub(used).min(free);
-    let all_kib = host_kib(host, b"Hugetlb").unwrap_or(0);
+    let all_kib = count(b"Hugetlb");
     let others_kib = all_kib.saturating_sub(host_total.saturating_mul(size_kib));
     Hugepages { total, free, reserved, size_kib, others_kib }
 }
 
 impl Hugepages {
-    /// The number of the line `name`, and whether it is a number of KiB.
-    pub(super) fn line(&self, name: &[u8]) -> Option<(u64, bool)> {
-        match name {
-            b"HugePages_Total" => Some((self.total, false)),
-            b"HugePages_Free" => Some((self.free, false)),
-            b"HugePages_Rsvd" => Some((self.reserved, false)),
+    /// Its lines: the name, the number, and whether that is one of KiB.
+    pub(super) const fn lines(&self) -> [(&'static str, u64, bool); 5] {
+        let own_kib = self.total.saturating_mul(self.size_kib);
+        [
+            ("HugePages_Total", self.total, false),
+            ("HugePages_Free", self.free, false),
+            ("HugePages_Rsvd", self.reserved, false),
             // Beyond the pool the machine lends pages to all: none is the container's own.
-            b"HugePages_Surp" => Some((0, false)),
-            b"Hugetlb" => {
-                let own = self.total.saturating_mul(self.size_kib);
-                Some((own.saturating_add(self.others_kib), true))
-            }
-            _ => None,
-        }
+            ("HugePages_Surp", 0, false),
+            ("Hugetlb", own_kib.saturating_add(self.others_kib), true),
+        ]
     }
 }
 
@@ -66,10 +64,7 @@ mod tests {
 
     fn lines(limit_bytes: Option<u64>, used_bytes: u64, reserved_bytes: u64) -> [u64; 5] {
         let limits = Hugetlb { limit_bytes, used_bytes, reserved_bytes };
-        let pages = within(&limits, HOST, 2_048);
-        let names =
-            ["HugePages_Total", "HugePages_Free", "HugePages_Rsvd", "HugePages_Surp", "Hugetlb"];
-        names.map(|name| pages.line(name.as_bytes()).unwrap().0)
+        within(&limits, &Sheet::new(HOST.to_vec()), 2_048).lines().map(|(_, number, _)| number)
     }
 
     #[test]

@@ -5,7 +5,8 @@ use super::hugepages::{self, Hugepages};
 use super::{View, required};
 use crate::error::{Error, Result};
 use crate::model::file::File;
-use crate::source::{Memory, Text, parse};
+use crate::source::sheet::Sheet;
+use crate::source::{Memory, Text};
 
 /// The host's file and what replaces its numbers.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub(super) const HOST: [&str; 12] = [
 ];
 
 /// What becomes of a line of the host's.
+#[derive(Clone, Copy)]
 enum Line {
     /// This number in its place.
     Kib(u64),
@@ -54,7 +56,8 @@ enum Line {
 pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
     let memory = required(view.source.memory(view.container)?, "memory")?;
     let host = view.host(File::Meminfo)?;
-    let host_total_kib = host_kib(&host, b"MemTotal")
+    let host_total_kib = host
+        .number(b"MemTotal")
         .filter(|&total| total > 0)
         .ok_or_else(|| Error::parse("/proc/meminfo", "no MemTotal"))?;
     // A limit of less than a KiB would be shown as no memory at all, which ps and others divide by.
@@ -66,7 +69,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
     let available_kib = free_kib(total_kib, &memory)
         .saturating_add(kib(reclaimable_bytes))
         .min(total_kib)
-        .min(host_kib(&host, b"MemAvailable").unwrap_or(u64::MAX));
+        .min(host.number(b"MemAvailable").unwrap_or(u64::MAX));
     let (swap_total_kib, swap_used_kib) = swap_kib(view, &host)?;
     let zswap = view.policy.zswap;
     let hugepages = hugepages::gather(view, &host)?;
@@ -86,8 +89,8 @@ pub(super) fn gather(view: &View<'_>) -> Result<Meminfo> {
 }
 
 /// The part of `CommitLimit` that goes by memory (`vm.overcommit_ratio`), for `total_kib` of memory.
-fn commit_limit_kib(host: &[u8], host_total_kib: u64, total_kib: u64) -> u64 {
-    let number = |name| host_kib(host, name).unwrap_or(0);
+fn commit_limit_kib(host: &Sheet, host_total_kib: u64, total_kib: u64) -> u64 {
+    let number = |name: &[u8]| host.number(name).unwrap_or(0);
     let of_memory = number(b"CommitLimit").saturating_sub(number(b"SwapTotal"));
     let part = u128::from(of_memory) * u128::from(total_kib) / u128::from(host_total_kib.max(1));
     u64::try_from(part).unwrap_or(u64::MAX)
@@ -95,8 +98,8 @@ fn commit_limit_kib(host: &[u8], host_total_kib: u64, total_kib: u64) -> u64 {
 
 /// `(total, used)` swap of the container, KiB: what its limit and the host's swap both allow. Where the kernel does not
 /// account swap there is none to show.
-pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &[u8]) -> Result<(u64, u64)> {
-    let host_total = host_kib(host_meminfo, b"SwapTotal").unwrap_or(0);
+pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &Sheet) -> Result<(u64, u64)> {
+    let host_total = host_meminfo.number(b"SwapTotal").unwrap_or(0);
     // Where the host has none, there is nothing to ask for.
     let is_shown = view.policy.swap && host_total > 0;
     let swap = if is_shown { view.source.swap(view.container)? } else { None };
@@ -106,16 +109,34 @@ pub(super) fn swap_kib(view: &View<'_>, host_meminfo: &[u8]) -> Result<(u64, u64
 }
 
 pub(super) fn render(meminfo: &Meminfo, page: &mut Vec<u8>) {
-    for line in parse::lines(&meminfo.host).filter(|line| !line.is_empty()) {
-        let name_end = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
-        match replace(&line[..name_end], meminfo) {
+    let host = &meminfo.host;
+    // What is not set is left out: the container's number cannot be known, and the host's would mislead.
+    let mut lines = vec![Line::Absent; host.line_count()];
+    let mut set = |name: &str, line| {
+        if let Some(nth) = host.position(name.as_bytes()) {
+            lines[nth] = line;
+        }
+    };
+    HOST.into_iter().for_each(|name| set(name, Line::Host));
+    limits(meminfo).into_iter().for_each(|(name, kib)| set(name, Line::Kib(kib)));
+    usage(&meminfo.memory).into_iter().for_each(|(name, bytes)| {
+        set(name, Line::Kib(kib(bytes)));
+    });
+    for (name, bytes) in counted(meminfo) {
+        set(name, bytes.map_or(Line::Absent, |bytes| Line::Kib(kib(bytes))));
+    }
+    for (name, number, is_kib) in meminfo.hugepages.iter().flat_map(Hugepages::lines) {
+        set(name, if is_kib { Line::Kib(number) } else { Line::Count(number) });
+    }
+    for (nth, line) in lines.into_iter().enumerate() {
+        match line {
             Line::Absent => {}
             Line::Host => {
-                page.extend_from_slice(line);
+                page.extend_from_slice(host.line(nth));
                 page.push(b'\n');
             }
-            Line::Count(count) => push_line(page, &line[..name_end], count, b"\n"),
-            Line::Kib(kib) => push_line(page, &line[..name_end], kib, b" kB\n"),
+            Line::Count(count) => push_line(page, host.name(nth), count, b"\n"),
+            Line::Kib(kib) => push_line(page, host.name(nth), kib, b" kB\n"),
         }
     }
 }
@@ -129,61 +150,71 @@ fn push_line(page: &mut Vec<u8>, name: &[u8], number: u64, end: &[u8]) {
     page.extend_from_slice(end);
 }
 
-fn replace(name: &[u8], meminfo: &Meminfo) -> Line {
+/// What the container may use and has left, KiB.
+const fn limits(meminfo: &Meminfo) -> [(&'static str, u64); 8] {
+    let Meminfo { total_kib, available_kib, swap_total_kib, swap_used_kib, .. } = *meminfo;
     let memory = &meminfo.memory;
-    let bytes = |bytes: u64| Line::Kib(kib(bytes));
-    let known = |counter: Option<u64>| counter.map_or(Line::Absent, bytes);
-    if let Some((number, is_kib)) = meminfo.hugepages.and_then(|pages| pages.line(name)) {
-        return if is_kib { Line::Kib(number) } else { Line::Count(number) };
-    }
-    match name {
-        b"MemTotal" => Line::Kib(meminfo.total_kib),
-        b"MemFree" => Line::Kib(free_kib(meminfo.total_kib, memory)),
-        b"MemAvailable" => Line::Kib(meminfo.available_kib),
-        // A memory cgroup counts buffers as page cache.
-        b"Buffers" => Line::Kib(0),
-        b"Cached" => bytes(memory.cache_bytes),
-        b"SwapCached" => bytes(memory.swapcached_bytes),
-        b"Active" => bytes(memory.active_anon_bytes.saturating_add(memory.active_file_bytes)),
-        b"Inactive" => bytes(memory.inactive_anon_bytes.saturating_add(memory.inactive_file_bytes)),
-        b"Active(anon)" => bytes(memory.active_anon_bytes),
-        b"Inactive(anon)" => bytes(memory.inactive_anon_bytes),
-        b"Active(file)" => bytes(memory.active_file_bytes),
-        b"Inactive(file)" => bytes(memory.inactive_file_bytes),
-        b"Unevictable" => bytes(memory.unevictable_bytes),
-        b"SwapTotal" => Line::Kib(meminfo.swap_total_kib),
-        b"SwapFree" => Line::Kib(meminfo.swap_total_kib - meminfo.swap_used_kib),
-        b"Zswap" if meminfo.zswap => known(memory.zswap_bytes),
-        b"Zswapped" if meminfo.zswap => known(memory.zswapped_bytes),
-        b"Zswap" | b"Zswapped" => Line::Kib(0),
-        b"Dirty" => bytes(memory.dirty_bytes),
-        b"Writeback" => bytes(memory.writeback_bytes),
-        b"AnonPages" => bytes(memory.anon_bytes),
-        b"Mapped" => bytes(memory.mapped_bytes),
-        b"Shmem" => bytes(memory.shmem_bytes),
-        b"KReclaimable" | b"SReclaimable" => known(memory.slab_reclaimable_bytes),
-        b"Slab" => known(memory.slab_bytes),
-        b"SUnreclaim" => known(memory.slab_unreclaimable_bytes),
-        b"KernelStack" => known(memory.kernel_stack_bytes),
-        b"PageTables" => known(memory.pagetables_bytes),
-        b"SecPageTables" => known(memory.sec_pagetables_bytes),
-        b"Percpu" => known(memory.percpu_bytes),
-        b"AnonHugePages" => known(memory.anon_thp_bytes),
-        b"ShmemHugePages" => known(memory.shmem_thp_bytes),
-        b"FileHugePages" => known(memory.file_thp_bytes),
-        b"CommitLimit" => Line::Kib(meminfo.commit_limit_kib),
+    [
+        ("MemTotal", total_kib),
+        ("MemFree", free_kib(total_kib, memory)),
+        ("MemAvailable", available_kib),
+        ("SwapTotal", swap_total_kib),
+        ("SwapFree", swap_total_kib - swap_used_kib),
+        ("CommitLimit", meminfo.commit_limit_kib),
         // What was asked for and has been used: no cgroup counts what was asked for alone.
-        b"Committed_AS" => Line::Kib(
-            kib(memory.anon_bytes.saturating_add(memory.shmem_bytes))
-                .saturating_add(meminfo.swap_used_kib),
+        (
+            "Committed_AS",
+            kib(memory.anon_bytes.saturating_add(memory.shmem_bytes)).saturating_add(swap_used_kib),
         ),
-        // As the kernel has it (4.4 to 5.2) where it does not count. Parsers insist on the line.
-        b"VmallocUsed" => bytes(memory.vmalloc_bytes.unwrap_or(0)),
         // The kernel itself has shown 0 for years.
-        b"NFS_Unstable" => Line::Kib(0),
-        name if HOST.iter().any(|host| host.as_bytes() == name) => Line::Host,
-        _ => Line::Absent,
-    }
+        ("NFS_Unstable", 0),
+    ]
+}
+
+/// What every memory cgroup counts, bytes.
+fn usage(memory: &Memory) -> [(&'static str, u64); 16] {
+    [
+        // A memory cgroup counts buffers as page cache.
+        ("Buffers", 0),
+        ("Cached", memory.cache_bytes),
+        ("SwapCached", memory.swapcached_bytes),
+        ("Active", memory.active_anon_bytes.saturating_add(memory.active_file_bytes)),
+        ("Inactive", memory.inactive_anon_bytes.saturating_add(memory.inactive_file_bytes)),
+        ("Active(anon)", memory.active_anon_bytes),
+        ("Inactive(anon)", memory.inactive_anon_bytes),
+        ("Active(file)", memory.active_file_bytes),
+        ("Inactive(file)", memory.inactive_file_bytes),
+        ("Unevictable", memory.unevictable_bytes),
+        ("Dirty", memory.dirty_bytes),
+        ("Writeback", memory.writeback_bytes),
+        ("AnonPages", memory.anon_bytes),
+        ("Mapped", memory.mapped_bytes),
+        ("Shmem", memory.shmem_bytes),
+        // As the kernel has it (4.4 to 5.2) where it does not count. Parsers insist on the line.
+        ("VmallocUsed", memory.vmalloc_bytes.unwrap_or(0)),
+    ]
+}
+
+/// What some do, bytes.
+fn counted(meminfo: &Meminfo) -> [(&'static str, Option<u64>); 13] {
+    let memory = &meminfo.memory;
+    // Without zswap there is nothing in it.
+    let zswap = |bytes| if meminfo.zswap { bytes } else { Some(0) };
+    [
+        ("Zswap", zswap(memory.zswap_bytes)),
+        ("Zswapped", zswap(memory.zswapped_bytes)),
+        ("KReclaimable", memory.slab_reclaimable_bytes),
+        ("SReclaimable", memory.slab_reclaimable_bytes),
+        ("Slab", memory.slab_bytes),
+        ("SUnreclaim", memory.slab_unreclaimable_bytes),
+        ("KernelStack", memory.kernel_stack_bytes),
+        ("PageTables", memory.pagetables_bytes),
+        ("SecPageTables", memory.sec_pagetables_bytes),
+        ("Percpu", memory.percpu_bytes),
+        ("AnonHugePages", memory.anon_thp_bytes),
+        ("ShmemHugePages", memory.shmem_thp_bytes),
+        ("FileHugePages", memory.file_thp_bytes),
+    ]
 }
 
 const fn free_kib(total_kib: u64, memory: &Memory) -> u64 {
@@ -192,13 +223,6 @@ const fn free_kib(total_kib: u64, memory: &Memory) -> u64 {
 
 pub(super) const fn kib(bytes: u64) -> u64 {
     bytes / 1_024
-}
-
-/// The number of line `name` of the host's meminfo, KiB.
-pub(super) fn host_kib(meminfo: &[u8], name: &[u8]) -> Option<u64> {
-    let line =
-        parse::lines(meminfo).find_map(|line| line.strip_prefix(name)?.strip_prefix(b":"))?;
-    parse::number(parse::fields(line).next()?)
 }
 
 #[cfg(test)]
@@ -284,7 +308,8 @@ mod tests {
     fn an_unlimited_container_has_the_hosts_memory() {
         let page =
             case(Memory { limit_bytes: None, ..memory() }, None).page(File::Meminfo).unwrap();
-        assert_eq!(host_kib(page.as_bytes(), b"MemTotal"), host_kib(HOST.as_bytes(), b"MemTotal"));
+        let total = |text: &str| Sheet::new(text.into()).number(b"MemTotal");
+        assert_eq!(total(&page), total(HOST));
     }
 
     proptest! {
@@ -299,7 +324,8 @@ mod tests {
             };
             let swap = Some(Swap { limit_bytes: swap_limit, used_bytes: swapped });
             let page = case(memory, swap).page(File::Meminfo).unwrap();
-            let line = |name: &str| host_kib(page.as_bytes(), name.as_bytes()).unwrap();
+            let page = Sheet::new(page.into());
+            let line = |name: &str| page.number(name.as_bytes()).unwrap();
             prop_assert!(line("MemTotal") > 0);
             prop_assert!(line("MemFree") <= line("MemTotal"));
             prop_assert!(line("MemAvailable") <= line("MemTotal"));

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::file::File;
 use crate::source::parse;
 
-use super::meminfo::{host_kib, kib};
+use super::meminfo::kib;
 
 /// The lines of the file, and what they are the sum of in `memory.numa_stat`.
 const LINES: [(&str, &[&str]); 21] = [
@@ -48,7 +48,7 @@ pub(super) fn page(view: &View<'_>, node: u32, host: &[u8], page: &mut Vec<u8>) 
     let sizes = sizes(view, node, host)?;
     let known = |key: &str| stat.iter().find(|entry| entry.key == key).map(|e| e.on(node));
     let whole = view.host(File::Meminfo)?;
-    let machine = host_kib(&whole, b"MemTotal").unwrap_or(u64::MAX);
+    let machine = whole.number(b"MemTotal").unwrap_or(u64::MAX);
     let limit_kib = memory.limit_bytes.map_or(machine, kib).clamp(1, machine);
     let total_kib = sizes.share(limit_kib);
     let used_bytes = if sizes.is_only {

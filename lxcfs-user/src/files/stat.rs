@@ -11,6 +11,7 @@ use crate::model::cpus::{CpuView, Cpus};
 use crate::model::file::File;
 use crate::model::lock::lock;
 use crate::model::monotonic::{CpuHistory, CpuTimes};
+use crate::source::sheet::Sheet;
 use crate::source::{Cpu, Load, Text, parse};
 
 #[derive(Debug)]
@@ -166,9 +167,8 @@ fn write_btime(page: &mut Vec<u8>, stat: &Stat) {
 }
 
 /// Appends the host's line of that name, if it has one.
-fn copy_line(page: &mut Vec<u8>, host: &[u8], name: &str) {
-    let is_it = |line: &&[u8]| parse::fields(line).next() == Some(name.as_bytes());
-    if let Some(line) = parse::lines(host).find(is_it) {
+fn copy_line(page: &mut Vec<u8>, host: &Sheet, name: &str) {
+    if let Some(line) = host.named(name.as_bytes()) {
         page.extend_from_slice(line);
         page.push(b'\n');
     }

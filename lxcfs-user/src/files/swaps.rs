@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::model::file::File;
 use crate::source::{Text, parse};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Swaps {
     /// All swap the container may use, KiB. 0: no line.
     total_kib: u64,

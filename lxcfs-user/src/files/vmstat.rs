@@ -4,7 +4,7 @@
 //! programs look lines up by name, and a number of the host's would say of the container what its neighbours do.
 
 use super::digits::push;
-use super::meminfo::{host_kib, swap_kib};
+use super::meminfo::swap_kib;
 use super::{View, required};
 use crate::error::Result;
 use crate::model::file::File;
@@ -17,18 +17,18 @@ pub(super) struct Vmstat {
     memory: Memory,
     /// What the container may use beyond what it uses, bytes.
     free_bytes: u64,
-    /// Events since the cgroup was made, by the name the file has for them.
-    events: Vec<(String, u64)>,
+    /// Events since the cgroup was made: a line for each, by the name the file has for it.
+    events: Vec<u8>,
     /// Bytes read from and written to devices, where that is counted.
     io_bytes: Option<(u64, u64)>,
     has_swap: bool,
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Vmstat> {
-    let memory = required(view.source.memory(view.container)?, "memory")?;
+    let mut events = Vec::new();
+    let memory = required(view.source.memory_events(view.container, &mut events)?, "memory")?;
     let meminfo = view.host(File::Meminfo)?;
-    let host_bytes =
-        host_kib(&meminfo, b"MemTotal").map_or(u64::MAX, |kib| kib.saturating_mul(1_024));
+    let host_bytes = meminfo.number(b"MemTotal").map_or(u64::MAX, |kib| kib.saturating_mul(1_024));
     let limit_bytes = memory.limit_bytes.map_or(host_bytes, |limit| limit.min(host_bytes));
     let io = view.source.io(view.container)?.map(|devices| {
         let sum = |(read, written): (u64, u64), (r, w)| {
@@ -40,7 +40,7 @@ pub(super) fn gather(view: &View<'_>) -> Result<Vmstat> {
         host: view.host(File::Vmstat)?,
         page_bytes: view.machine.page_bytes(),
         free_bytes: limit_bytes.saturating_sub(memory.usage_bytes),
-        events: view.source.memory_events(view.container)?.unwrap_or_default(),
+        events,
         io_bytes: io,
         has_swap: swap_kib(view, &meminfo)?.0 > 0,
         memory,
@@ -48,13 +48,26 @@ pub(super) fn gather(view: &View<'_>) -> Result<Vmstat> {
 }
 
 pub(super) fn render(vmstat: &Vmstat, page: &mut Vec<u8>) {
-    for line in parse::lines(&vmstat.host) {
-        let Some(name) = parse::fields(line).next().and_then(|name| std::str::from_utf8(name).ok())
-        else {
-            continue;
-        };
-        if let Some(number) = number(vmstat, name) {
-            page.extend_from_slice(name.as_bytes());
+    let host = &vmstat.host;
+    let mut numbers = vec![None; host.line_count()];
+    let mut set = |name: &[u8], number| {
+        if let Some(nth) = host.position(name) {
+            numbers[nth] = number;
+        }
+    };
+    if !vmstat.has_swap {
+        set(b"pswpin", Some(0));
+        set(b"pswpout", Some(0));
+    }
+    for (name, count) in parse::flat_keyed(&vmstat.events) {
+        set(name, Some(count));
+    }
+    for (name, number) in levels(vmstat) {
+        set(name.as_bytes(), number);
+    }
+    for (nth, number) in numbers.into_iter().enumerate() {
+        if let Some(number) = number {
+            page.extend_from_slice(host.name(nth));
             page.push(b' ');
             push(page, number);
             page.push(b'\n');
@@ -62,40 +75,35 @@ pub(super) fn render(vmstat: &Vmstat, page: &mut Vec<u8>) {
     }
 }
 
-/// The container's number of the line `name`.
-fn number(vmstat: &Vmstat, name: &str) -> Option<u64> {
+/// What is no event: the lines that say how much there is now, and those of devices.
+fn levels(vmstat: &Vmstat) -> [(&'static str, Option<u64>); 20] {
     let memory = &vmstat.memory;
     let pages = |bytes: u64| Some(bytes / vmstat.page_bytes.max(1));
     let known = |bytes: Option<u64>| pages(bytes?);
-    match name {
-        "nr_free_pages" => pages(vmstat.free_bytes),
-        "nr_inactive_anon" => pages(memory.inactive_anon_bytes),
-        "nr_active_anon" => pages(memory.active_anon_bytes),
-        "nr_inactive_file" => pages(memory.inactive_file_bytes),
-        "nr_active_file" => pages(memory.active_file_bytes),
-        "nr_unevictable" => pages(memory.unevictable_bytes),
-        "nr_anon_pages" => pages(memory.anon_bytes),
-        "nr_mapped" => pages(memory.mapped_bytes),
-        "nr_file_pages" => pages(memory.cache_bytes),
-        "nr_dirty" => pages(memory.dirty_bytes),
-        "nr_writeback" => pages(memory.writeback_bytes),
-        "nr_shmem" => pages(memory.shmem_bytes),
-        "nr_swapcached" => pages(memory.swapcached_bytes),
-        "nr_slab_reclaimable" => known(memory.slab_reclaimable_bytes),
-        "nr_slab_unreclaimable" => known(memory.slab_unreclaimable_bytes),
-        // The one line in KiB.
-        "nr_kernel_stack" => memory.kernel_stack_bytes.map(|bytes| bytes / 1_024),
-        "nr_page_table_pages" => known(memory.pagetables_bytes),
-        "nr_sec_page_table_pages" => known(memory.sec_pagetables_bytes),
+    [
+        ("nr_free_pages", pages(vmstat.free_bytes)),
+        ("nr_inactive_anon", pages(memory.inactive_anon_bytes)),
+        ("nr_active_anon", pages(memory.active_anon_bytes)),
+        ("nr_inactive_file", pages(memory.inactive_file_bytes)),
+        ("nr_active_file", pages(memory.active_file_bytes)),
+        ("nr_unevictable", pages(memory.unevictable_bytes)),
+        ("nr_anon_pages", pages(memory.anon_bytes)),
+        ("nr_mapped", pages(memory.mapped_bytes)),
+        ("nr_file_pages", pages(memory.cache_bytes)),
+        ("nr_dirty", pages(memory.dirty_bytes)),
+        ("nr_writeback", pages(memory.writeback_bytes)),
+        ("nr_shmem", pages(memory.shmem_bytes)),
+        ("nr_swapcached", pages(memory.swapcached_bytes)),
+        ("nr_slab_reclaimable", known(memory.slab_reclaimable_bytes)),
+        ("nr_slab_unreclaimable", known(memory.slab_unreclaimable_bytes)),
+        // The one of them in KiB.
+        ("nr_kernel_stack", memory.kernel_stack_bytes.map(|bytes| bytes / 1_024)),
+        ("nr_page_table_pages", known(memory.pagetables_bytes)),
+        ("nr_sec_page_table_pages", known(memory.sec_pagetables_bytes)),
         // In KiB, too.
-        "pgpgin" => vmstat.io_bytes.map(|(read, _)| read / 1_024),
-        "pgpgout" => vmstat.io_bytes.map(|(_, written)| written / 1_024),
-        name => {
-            let event = vmstat.events.iter().find(|(known, _)| known == name);
-            let none = matches!(name, "pswpin" | "pswpout") && !vmstat.has_swap;
-            event.map(|&(_, count)| count).or(none.then_some(0))
-        }
-    }
+        ("pgpgin", vmstat.io_bytes.map(|(read, _)| read / 1_024)),
+        ("pgpgout", vmstat.io_bytes.map(|(_, written)| written / 1_024)),
+    ]
 }
 
 #[cfg(test)]

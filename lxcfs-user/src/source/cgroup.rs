@@ -199,16 +199,16 @@ impl Source for CgroupFiles {
 
     fn memory(&self, container: &Container) -> Result<Option<Memory>> {
         match self.place(container, "memory") {
-            Some(Place::V1(cgroup)) => v1::memory(&cgroup),
-            Some(Place::V2(cgroup)) => v2::memory(&cgroup),
+            Some(Place::V1(cgroup)) => v1::memory(&cgroup, None),
+            Some(Place::V2(cgroup)) => v2::memory(&cgroup, None),
             None => Ok(None),
         }
     }
 
-    fn memory_events(&self, container: &Container) -> Result<Option<Vec<(String, u64)>>> {
+    fn memory_events(&self, container: &Container, events: &mut Vec<u8>) -> Result<Option<Memory>> {
         match self.place(container, "memory") {
-            Some(Place::V1(cgroup)) => v1::memory_events(&cgroup),
-            Some(Place::V2(cgroup)) => v2::memory_events(&cgroup),
+            Some(Place::V1(cgroup)) => v1::memory(&cgroup, Some(events)),
+            Some(Place::V2(cgroup)) => v2::memory(&cgroup, Some(events)),
             None => Ok(None),
         }
     }

@@ -62,8 +62,12 @@ impl Source for FakeSource {
         self.supply("memory", &self.memory)
     }
 
-    fn memory_events(&self, _: &Container) -> Result<Option<Vec<(String, u64)>>> {
-        self.supply("memory_events", &self.memory_events)
+    fn memory_events(&self, _: &Container, events: &mut Vec<u8>) -> Result<Option<Memory>> {
+        let memory = self.supply("memory", &self.memory)?;
+        for (name, count) in self.memory_events.iter().flatten().filter(|_| memory.is_some()) {
+            events.extend_from_slice(format!("{name} {count}\n").as_bytes());
+        }
+        Ok(memory)
     }
 
     fn numa(&self, _: &Container) -> Result<Option<Vec<NumaStat>>> {

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::time::ClockId;
 
+use super::sheet::Sheet;
 use super::trigger::PressureFile;
 use super::{Machine, Text};
 use crate::error::{Errno, Error, Result};
@@ -151,7 +152,7 @@ impl Machine for Host {
         }
         let mut text = Vec::with_capacity(STEP);
         self.read(file, &mut text)?;
-        let text = Arc::new(text);
+        let text = Text::new(Sheet::new(text));
         let mut recent = lock(recent);
         // Of two readers at once the later one may have been here first.
         if now_ns >= recent.at_ns {

@@ -383,7 +383,7 @@ pub fn source(data: &[u8]) {
         let container = container(CgroupPaths::parse(paths.as_bytes()));
         let _ = (source.cpu(&container), source.cpuset(&container), source.mems(&container));
         let _ = (source.bandwidth(&container), source.throttled_ns(&container));
-        let _ = (source.memory(&container), source.memory_events(&container));
+        let _ = (source.memory(&container), source.memory_events(&container, &mut Vec::new()));
         let _ = (source.numa(&container), source.swap(&container), source.io(&container));
         let _ = source.hugetlb(&container, 2 << 20);
     }

@@ -56,17 +56,41 @@ pub(super) fn throttled_ns(cgroup: &Cgroup<'_>) -> Result<Option<u64>> {
 
 /// `memory.usage_in_bytes` and `memory.stat`, whose `hierarchical_memory_limit` is the minimum over all ancestors and
 /// whose `total_` lines are those of the subtree.
-pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {
+///
+/// Events are the page faults of the same file, and the kills of `memory.oom_control`, which are those of this cgroup alone.
+/// `total_pgpgin` and `total_pgpgout` are none: what v1 calls so is memory charged, not read from a device.
+pub(super) fn memory(
+    cgroup: &Cgroup<'_>,
+    mut events: Option<&mut Vec<u8>>,
+) -> Result<Option<Memory>> {
     let Some(usage_bytes) = cgroup.parse("memory.usage_in_bytes", parse::single)? else {
         return Ok(None);
     };
     let slab_bytes = cgroup.parse("memory.kmem.usage_in_bytes", parse::single)?;
     let mut memory = Memory { usage_bytes, slab_bytes, ..Memory::default() };
-    let found = cgroup.parse("memory.stat", |text| {
+    let found = cgroup.read("memory.stat", |text| {
         memory_stat(text, &mut memory);
-        Some(())
+        if let Some(events) = &mut events {
+            copy_events(text, events);
+        }
     })?;
+    if let (Some(()), Some(events)) = (found, events) {
+        cgroup.read("memory.oom_control", |text| copy_events(text, events))?;
+    }
     Ok(found.map(|()| memory))
+}
+
+/// Appends the events of `text` by the names that `/proc/vmstat` has for them.
+fn copy_events(text: &[u8], events: &mut Vec<u8>) {
+    for line in parse::lines(text) {
+        let event = line.strip_prefix(b"total_").unwrap_or(line);
+        let is_total = event.len() < line.len();
+        let is_fault = event.starts_with(b"pgfault ") || event.starts_with(b"pgmajfault ");
+        if is_total && is_fault || line.starts_with(b"oom_kill ") {
+            events.extend_from_slice(event);
+            events.push(b'\n');
+        }
+    }
 }
 
 fn memory_stat(text: &[u8], memory: &mut Memory) {
@@ -89,27 +113,6 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
             _ => {}
         }
     }
-}
-
-/// The page faults of `memory.stat`, and the kills of `memory.oom_control`, which are those of this cgroup alone.
-///
-/// `total_pgpgin` and `total_pgpgout` are left out: what v1 calls so is memory charged, not read from a device.
-pub(super) fn memory_events(cgroup: &Cgroup<'_>) -> Result<Option<Vec<(String, u64)>>> {
-    const NAMES: [(&[u8], &str); 3] = [
-        (b"total_pgfault", "pgfault"),
-        (b"total_pgmajfault", "pgmajfault"),
-        (b"oom_kill", "oom_kill"),
-    ];
-    let named = |text: &[u8]| {
-        let of = |(key, count): (&[u8], u64)| {
-            let name = NAMES.iter().find(|(known, _)| *known == key)?.1;
-            Some((name.to_owned(), count))
-        };
-        Some(parse::flat_keyed(text).filter_map(of).collect::<Vec<_>>())
-    };
-    let Some(mut events) = cgroup.parse("memory.stat", named)? else { return Ok(None) };
-    events.extend(cgroup.parse("memory.oom_control", named)?.unwrap_or_default());
-    Ok(Some(events))
 }
 
 /// `memory.numa_stat`: pages on the lists of each node. The `hierarchical_` lines are those of the subtree.
@@ -242,6 +245,17 @@ mod tests {
         assert_eq!(memory.limit_bytes, None);
         assert_eq!((memory.cache_bytes, memory.anon_bytes, memory.dirty_bytes), (20, 30, 50));
         assert_eq!(memory.anon_thp_bytes, Some(40));
+    }
+
+    #[test]
+    fn events_are_those_of_the_subtree_and_the_kills() {
+        let mut events = Vec::new();
+        copy_events(
+            b"pgfault 1\ntotal_pgfault 2\ntotal_pgpgin 3\ntotal_pgmajfault 4\n",
+            &mut events,
+        );
+        copy_events(b"oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", &mut events);
+        assert_eq!(events, b"pgfault 2\npgmajfault 4\noom_kill 5\n");
     }
 
     #[test]

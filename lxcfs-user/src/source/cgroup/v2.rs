@@ -33,21 +33,33 @@ pub(super) fn throttled_ns(cgroup: &Cgroup<'_>) -> Result<Option<u64>> {
     Ok(throttled_us.flatten().map(|us| us.saturating_mul(1_000)))
 }
 
-/// `memory.max`, `memory.current` and `memory.stat`.
+/// `memory.max`, `memory.current` and `memory.stat`. The events among the lines of that have the names of `/proc/vmstat`; the
+/// kills are in `memory.events`.
 ///
 /// Where the memory controller is not enabled for the cgroup itself, its memory is charged to the nearest ancestor
 /// that has it, and that ancestor's limit is the one that counts: its numbers are the container's.
-pub(super) fn memory(cgroup: &Cgroup<'_>) -> Result<Option<Memory>> {
+pub(super) fn memory(
+    cgroup: &Cgroup<'_>,
+    mut events: Option<&mut Vec<u8>>,
+) -> Result<Option<Memory>> {
     for level in cgroup.ancestry() {
         let Some(usage_bytes) = level.parse("memory.current", parse::single)? else {
             continue;
         };
         let mut memory =
             Memory { usage_bytes, limit_bytes: level.smallest("memory.max")?, ..Memory::default() };
-        level.parse("memory.stat", |text| {
+        level.read("memory.stat", |text| {
             memory_stat(text, &mut memory);
-            Some(())
+            if let Some(events) = &mut events {
+                events.extend_from_slice(text);
+            }
         })?;
+        if let Some(events) = events {
+            let kills = |text: &[u8]| parse::keyed(text, b"oom_kill");
+            if let Some(kills) = level.read("memory.events", kills)?.flatten() {
+                events.extend_from_slice(format!("oom_kill {kills}\n").as_bytes());
+            }
+        }
         return Ok(Some(memory));
     }
     Ok(None)
@@ -84,23 +96,6 @@ fn memory_stat(text: &[u8], memory: &mut Memory) {
             _ => {}
         }
     }
-}
-
-/// The events among the lines of `memory.stat`, which have the names of `/proc/vmstat`, and the kills of `memory.events`.
-pub(super) fn memory_events(cgroup: &Cgroup<'_>) -> Result<Option<Vec<(String, u64)>>> {
-    let all = |text: &[u8]| {
-        let of =
-            |(key, count): (&[u8], u64)| Some((String::from_utf8(key.to_owned()).ok()?, count));
-        Some(parse::flat_keyed(text).filter_map(of).collect::<Vec<_>>())
-    };
-    for level in cgroup.ancestry() {
-        if let Some(mut events) = level.parse("memory.stat", all)? {
-            let kills = level.parse("memory.events", all)?.unwrap_or_default();
-            events.extend(kills.into_iter().filter(|(name, _)| name == "oom_kill"));
-            return Ok(Some(events));
-        }
-    }
-    Ok(None)
 }
 
 /// `memory.numa_stat` (5.10), of the nearest level that has it.
