@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::check::regressions;
 
 /// The files that have a page of their own.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "cpuinfo",
     "diskstats",
     "loadavg",
@@ -23,6 +23,7 @@ const FILES: [&str; 10] = [
     "stat",
     "swaps",
     "uptime",
+    "vmstat",
     "/sys/devices/system/cpu/online",
 ];
 
