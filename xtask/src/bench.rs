@@ -20,6 +20,7 @@ mod reading;
 mod report;
 mod results;
 mod stats;
+mod steps;
 mod subjects;
 mod syscalls;
 mod targets;
@@ -56,10 +57,10 @@ pub(crate) struct Args {
     /// Only the latency of each file, and fail where one is more than 20 % worse than it was
     #[arg(long)]
     check: bool,
-    /// Keep the ratios of this run, and the instructions of each page, as those that are compared with
+    /// Keep the ratios of this run, and the instructions of each page and lookup, as those that are compared with
     #[arg(long, conflicts_with = "check")]
     store: bool,
-    /// Only the instructions of each page, against those that are kept; with --store, keep them
+    /// Only the instructions of each page and lookup, against those that are kept; with --store, keep them
     #[arg(long, conflicts_with = "check")]
     instructions: bool,
 }

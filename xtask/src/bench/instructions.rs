@@ -1,4 +1,5 @@
-//! Instructions for each page, counted by callgrind: the same on every machine of an architecture, however busy it is.
+//! Instructions for each page, counted by callgrind, and for finding who reads it, counted in steps: the same on every
+//! machine of an architecture, however busy it is. The kernel's part of a lookup is not counted.
 //!
 //! What is counted is the unoptimised program, as the other tests run it. Its number says nothing of speed, but a page
 //! that does more than it did shows in it, and no second build is waited for.
@@ -6,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::check::regressions;
+use super::steps;
 
 /// The files that have a page of their own.
 const FILES: [&str; 11] = [
@@ -27,6 +29,9 @@ const FILES: [&str; 11] = [
     "/sys/devices/system/cpu/online",
 ];
 
+/// What the count of a reader's container is stored as.
+const WHO_READS: &str = "who reads";
+
 const FEW: u32 = 10;
 const MANY: u32 = 60;
 
@@ -41,7 +46,7 @@ pub(crate) fn check() -> Result<()> {
     let stored: BTreeMap<String, f64> = serde_json::from_str(&text)?;
     let worse = regressions(&stored, &now);
     ensure!(worse.is_empty(), "more instructions than before:\n{}", worse.join("\n"));
-    println!("> instructions: {} pages take no more than they did", now.len());
+    println!("> instructions: {} things take no more than they did", now.len());
     Ok(())
 }
 
@@ -51,15 +56,29 @@ pub(super) fn store() -> Result<()> {
     fs::write(stored_at(), text).context("write the stored counts")
 }
 
-/// Instructions for one page of each file.
+/// Instructions for one page of each file, and for one lookup of a reader.
 fn count() -> Result<BTreeMap<String, f64>> {
-    crate::cargo(&["build", "--quiet", "--package", "lxcfs-user", "--example", "pages"])?;
-    let program = lxcfs_tests::program("examples").join("pages");
-    let each = |file: &&str| {
-        let more = collected(&program, file, MANY)?.saturating_sub(collected(&program, file, FEW)?);
-        Ok(((*file).to_owned(), (more as f64 / f64::from(MANY - FEW)).round()))
+    const EXAMPLES: [&str; 4] = ["--example", "pages", "--example", "resolve"];
+
+    crate::need_root("finding the container of a reader")?;
+    crate::cargo(&[&["build", "--quiet", "--package", "lxcfs-user"], &EXAMPLES[..]].concat())?;
+    let examples = lxcfs_tests::program("examples");
+    let pages = examples.join("pages");
+    let of_page =
+        |file: &&str| Ok(((*file).to_owned(), one(|times| collected(&pages, file, times))?));
+    let mut counts: BTreeMap<_, _> = FILES.iter().map(of_page).collect::<Result<_>>()?;
+    let (resolve, reader) = (examples.join("resolve"), Reader::start()?);
+    let find = |times: u32| {
+        steps::count(Command::new(&resolve).args([reader.pid.to_string(), times.to_string()]))
     };
-    FILES.iter().map(each).collect()
+    counts.insert(WHO_READS.to_owned(), one(find)?);
+    Ok(counts)
+}
+
+/// Instructions for one of the things that a run, of which `run` counts all, does as often as it is told.
+fn one(run: impl Fn(u32) -> Result<u64>) -> Result<f64> {
+    let more = run(MANY)?.saturating_sub(run(FEW)?);
+    Ok((more as f64 / f64::from(MANY - FEW)).round())
 }
 
 /// Instructions of a whole run that makes `pages` pages.
@@ -73,6 +92,43 @@ fn collected(program: &Path, file: &str, pages: u32) -> Result<u64> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "pages {file}: {said}");
     parse_collected(&said).with_context(|| format!("valgrind counted nothing: {said}"))
+}
+
+/// A process in namespaces of its own, as a container's init is. Dropping it ends it.
+#[derive(Debug)]
+struct Reader {
+    unshare: Child,
+    pid: u32,
+}
+
+impl Reader {
+    /// With a cgroup namespace, as today's runtimes make one; without, our own path among the cgroups would be counted.
+    fn start() -> Result<Self> {
+        let namespaces = ["--user", "--map-root-user", "--cgroup", "--pid", "--fork"];
+        let unshare = Command::new("unshare")
+            .args(namespaces)
+            .args(["--kill-child", "sleep", "600"])
+            .spawn()
+            .context("run unshare; install it: apt-get install util-linux")?;
+        let mut reader = Self { unshare, pid: 0 };
+        let children = format!("/proc/{0}/task/{0}/children", reader.unshare.id());
+        lxcfs_tests::wait_for("a process in namespaces of its own", || {
+            // It is in them from its first instruction on.
+            let text = fs::read_to_string(&children).unwrap_or_default();
+            let pid = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
+            reader.pid = pid.unwrap_or_default();
+            pid.is_some()
+        });
+        Ok(reader)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // The kernel takes the child with it: that is what `--kill-child` asks for.
+        let _ = self.unshare.kill();
+        let _ = self.unshare.wait();
+    }
 }
 
 /// The number in a line like `==12== Collected : 168513`.
