@@ -7,6 +7,7 @@ pub mod burden;
 pub mod cgroup;
 pub mod container;
 pub mod counters;
+pub mod counting;
 pub mod debian;
 pub mod machine;
 pub mod mount;

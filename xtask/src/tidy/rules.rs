@@ -8,7 +8,7 @@ const LONGEST_FUNCTION: usize = 60;
 const LONGEST_ARCHITECTURE: usize = 150;
 
 /// Files that may hold `unsafe`, because each needs a system call nobody wraps.
-const UNSAFE_FILES: [&str; 9] = [
+const UNSAFE_FILES: [&str; 10] = [
     "lxcfs-user/src/bpf/mapping.rs",
     "lxcfs-user/src/bpf/sys.rs",
     "lxcfs-user/src/caller/pidns.rs",
@@ -18,6 +18,7 @@ const UNSAFE_FILES: [&str; 9] = [
     "tests/src/bin/burden.rs",
     "tests/src/bin/contain.rs",
     "tests/src/bin/crowd.rs",
+    "tests/src/counting.rs",
 ];
 
 /// What does I/O or knows the time: names that a pure room may not use.
