@@ -10,7 +10,7 @@ use lxcfs::model::file::File;
 use lxcfs::model::load::LoadAverage;
 use lxcfs::model::monotonic::CpuTimes;
 use lxcfs::source::fake::{FakeMachine, FakeSource};
-use lxcfs::source::{Cpu, DeviceIo, Load, Memory, Swap};
+use lxcfs::source::{Cpu, DeviceIo, Load, Memory, Swap, Text};
 
 const VMSTAT: &str = include_str!("host/vmstat");
 
@@ -93,7 +93,7 @@ fn machine() -> FakeMachine {
         (File::Slabinfo, "slabinfo - version: 2.1\n# name <active_objs>\nkmalloc 0 0\n"),
         (File::Vmstat, VMSTAT),
     ];
-    let files = files.into_iter().map(|(file, text)| (file, text.to_owned())).collect();
+    let files = files.into_iter().map(|(file, text)| (file, Text::new(text.into()))).collect();
     FakeMachine { files, boottime_ns: 1_000_000_000_000, ..FakeMachine::default() }
 }
 

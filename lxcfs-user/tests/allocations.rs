@@ -101,8 +101,8 @@ impl Source for Uncounted<&dyn Source> {
         uncounted(|| self.0.memory(container))
     }
 
-    fn memory_events(&self, container: &Container) -> Result<Option<Vec<(String, u64)>>> {
-        uncounted(|| self.0.memory_events(container))
+    fn memory_events(&self, container: &Container, events: &mut Vec<u8>) -> Result<Option<Memory>> {
+        uncounted(|| self.0.memory_events(container, events))
     }
 
     fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {

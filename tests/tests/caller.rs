@@ -1,9 +1,7 @@
 //! Who asks: every way a process can be in a container, or not.
 
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use lxcfs::caller::{Caller, InitLookup};
@@ -12,7 +10,6 @@ use lxcfs::files::Policy;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const LIMIT_KIB: u64 = 128 << 10;
 
@@ -170,7 +167,7 @@ fn a_container_older_than_the_daemon_looks_the_same() -> Result<()> {
     let running = waiting(&Container::new(&cgroup))?;
     let daemon = Daemon::start()?;
     // The container's mounts are older than ours: a reader in its namespaces but with our mounts reaches the file.
-    let output = std::process::Command::new("nsenter")
+    let output = Command::new("nsenter")
         .args(["-t", &running.init().to_string(), "-p", "-C", "cat"])
         .arg(daemon.path("proc/meminfo"))
         .output()?;
@@ -194,31 +191,38 @@ fn a_container_that_moves_takes_its_new_limits() -> Result<()> {
     Ok(())
 }
 
+/// Goes into the cgroups of the files named last, and reads the first file in its own cgroup namespace and in that of the process
+/// named second, in turns.
+const COMES_AND_GOES: &str = "
+import ctypes, sys
+file, pid, procs = sys.argv[1], sys.argv[2], sys.argv[3:]
+for cgroup in procs:
+    open(cgroup, 'w').write('0')
+setns = ctypes.CDLL(None).setns
+homes = [open(f'/proc/{whose}/ns/cgroup') for whose in ('self', pid)]
+for turn in range(12):
+    assert setns(homes[turn % 2].fileno(), 0) == 0
+    print(open(file).readline(), end='')
+";
+
 /// Who has read before is known by links of its own, and what they say is never remembered.
 #[test]
 fn a_reader_that_goes_elsewhere_is_there_at_once() -> Result<()> {
     let daemon = Daemon::start()?;
     let cgroup = limited("elsewhere")?;
     let mut running = waiting(&Container::new(&cgroup).sharing_pid_namespace())?;
-    let meminfo = daemon.path("proc/meminfo");
-    let read = || total_kib(&std::fs::read_to_string(&meminfo)?);
-    let there = File::open(format!("/proc/{}/ns/cgroup", running.init()))?;
-    let reader = || -> Result<()> {
-        let here = File::open("/proc/thread-self/ns/cgroup")?;
-        let enter = |namespace: &File| {
-            let kind = Some(LinkNameSpaceType::ControlGroup);
-            move_into_link_name_space(namespace.as_fd(), kind)
-        };
-        let total_here = read()?;
-        for time in 0..6 {
-            ensure!(read()? == total_here, "out of the container, time {time}");
-            enter(&there)?;
-            ensure!(read()? == LIMIT_KIB, "in the container, time {time}");
-            enter(&here)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| scope.spawn(reader).join().expect("it does not panic"))?;
+    let output = Command::new("python3")
+        .args(["-c", COMES_AND_GOES])
+        .arg(daemon.path("proc/meminfo"))
+        .arg(running.init().to_string())
+        .args(cgroup.procs_files())
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{stderr}");
+    let text = String::from_utf8(output.stdout)?;
+    let totals = text.lines().map(total_kib).collect::<Result<Vec<_>>>()?;
+    let host = total_kib(&std::fs::read_to_string("/proc/meminfo")?)?;
+    ensure!(totals == [host, LIMIT_KIB].repeat(6), "{totals:?}");
     drop(running.child.stdin.take());
     Ok(())
 }
@@ -254,7 +258,7 @@ fn searching_finds_the_init_that_asking_finds() -> Result<()> {
     let init = running.init();
     ensure!(init_of(&ask, init)? == init && init_of(&search, init)? == init);
     // A process entered from outside does not descend from the init.
-    let mut entered = std::process::Command::new("nsenter")
+    let mut entered = Command::new("nsenter")
         .args([
             "-t",
             &init.to_string(),
@@ -287,7 +291,7 @@ fn the_host_is_the_host_and_the_dead_are_nobody() -> Result<()> {
     let rooms = Rooms::open(Policy::default(), InitLookup::Ask)?;
     ensure!(matches!(rooms.road.callers().find(std::process::id())?, Caller::Host));
     ensure!(rooms.road.callers().find(0).is_err(), "a reader we cannot see has no container");
-    let mut child = std::process::Command::new("true").spawn()?;
+    let mut child = Command::new("true").spawn()?;
     let pid = child.id();
     child.wait()?;
     ensure!(rooms.road.callers().find(pid).is_err());

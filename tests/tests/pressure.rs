@@ -186,7 +186,12 @@ fn held(daemon: &Daemon, name: &str) -> Result<(usize, usize)> {
         let comm = thread.as_ref().map(|thread| fs::read_to_string(thread.path().join("comm")));
         matches!(comm, Ok(Ok(comm)) if comm.trim() == name)
     });
-    Ok((fs::read_dir(of.join("fd"))?.count(), threads.count()))
+    // The links of a reader stay until another one takes their place: they tell nothing of triggers.
+    let descriptors = fs::read_dir(of.join("fd"))?.filter(|descriptor| {
+        let of_what = descriptor.as_ref().map(|descriptor| fs::read_link(descriptor.path()));
+        !matches!(of_what, Ok(Ok(path)) if path.to_string_lossy().contains("/ns/"))
+    });
+    Ok((descriptors.count(), threads.count()))
 }
 
 /// How often the thread that waits for triggers has been woken.

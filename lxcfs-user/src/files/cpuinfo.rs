@@ -194,6 +194,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_that_has_just_come_online_is_described() {
+        let mut case = case(X86_64, "0-3");
+        let page = case.page(File::Cpuinfo).unwrap();
+        let second = X86_64.find("\n\n").unwrap() + 2;
+        case.machine.older = vec![(File::Cpuinfo, Text::new(X86_64[..second].into()))];
+        assert_eq!(case.page(File::Cpuinfo).unwrap(), page);
+    }
+
+    #[test]
     fn ask_88_301_305_307_401_one_of_two_cpus_is_a_package_with_one_core() {
         case(X86_64, "1").golden(File::Cpuinfo, "cpuinfo/x86_64_second");
     }

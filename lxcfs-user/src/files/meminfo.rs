@@ -292,10 +292,8 @@ mod tests {
         let limits = Hugetlb { limit_bytes: Some(4 << 20), ..Hugetlb::default() };
         case.source.hugetlb = Some(limits);
         let host = HOST.replace("HugePages_Total:       0", "HugePages_Total:      16");
-        case.machine.files = vec![(
-            File::Meminfo,
-            host.replace("HugePages_Free:        0", "HugePages_Free:       16"),
-        )];
+        let host = host.replace("HugePages_Free:        0", "HugePages_Free:       16");
+        case.machine.files = vec![(File::Meminfo, Text::new(host.as_str().into()))];
         let page = case.page(File::Meminfo).unwrap();
         assert!(page.contains("HugePages_Total:       2\nHugePages_Free:        2\n"), "{page}");
         assert!(

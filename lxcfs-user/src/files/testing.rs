@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::model::container::{CgroupPaths, Container};
 use crate::model::file::File;
 use crate::model::topology::Place;
+use crate::source::Text;
 use crate::source::fake::{FakeMachine, FakeSource};
 
 /// A container that has been up for 100 s on a machine that has been up for 1,000 s.
@@ -22,7 +23,7 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn new(source: FakeSource, files: &[(File, &str)]) -> Self {
-        let files = files.iter().map(|&(file, text)| (file, text.to_owned())).collect();
+        let files = files.iter().map(|&(file, text)| (file, Text::new(text.into()))).collect();
         Self {
             source,
             machine: FakeMachine {

@@ -1,7 +1,7 @@
 //! A [`Source`] and a [`Machine`] from struct literals, for tests of everything that reads from one.
 
 use super::trigger::PressureFile;
-use super::{Cpu, DeviceIo, Hugetlb, Load, Machine, Memory, NumaStat, Source, Swap};
+use super::{Cpu, DeviceIo, Hugetlb, Load, Machine, Memory, NumaStat, Source, Swap, Text};
 use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
 use crate::model::cpus::{Bandwidth, CpuSet};
@@ -100,7 +100,9 @@ impl Source for FakeSource {
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs, reason = "each field is what the trait's method of its name returns")]
 pub struct FakeMachine {
-    pub files: Vec<(File, String)>,
+    pub files: Vec<(File, Text)>,
+    /// Texts of a moment ago, where they were others.
+    pub older: Vec<(File, Text)>,
     /// Cpuinfo as a 32-bit program finds it, where that is another.
     pub cpuinfo_32bit: Option<String>,
     /// What is read by path.
@@ -112,11 +114,18 @@ impl Machine for FakeMachine {
     fn read(&self, file: File, text: &mut Vec<u8>) -> Result<()> {
         match self.files.iter().find(|(known, _)| *known == file) {
             Some((_, content)) => {
-                text.extend_from_slice(content.as_bytes());
+                text.extend_from_slice(content);
                 Ok(())
             }
             None => Err(Error::io("read", file.path(), Errno::NOENT)),
         }
+    }
+
+    fn read_recent(&self, file: File) -> Result<Text> {
+        let known = self.older.iter().chain(&self.files).find(|(known, _)| *known == file);
+        known
+            .map(|(_, text)| Text::clone(text))
+            .ok_or_else(|| Error::io("read", file.path(), Errno::NOENT))
     }
 
     fn read_cpuinfo(&self, is_32bit: bool, text: &mut Vec<u8>) -> Result<()> {

@@ -105,6 +105,12 @@ impl Index {
     }
 }
 
+impl From<&str> for Sheet {
+    fn from(text: &str) -> Self {
+        Self::new(text.into())
+    }
+}
+
 impl Deref for Sheet {
     type Target = [u8];
 
