@@ -23,7 +23,7 @@ const ALLOCATIONS: [(&str, u64); File::ALL.len()] = [
     ("proc/cpuinfo", 9),
     ("proc/diskstats", 0),
     ("proc/loadavg", 0),
-    ("proc/meminfo", 0),
+    ("proc/meminfo", 1),
     ("proc/slabinfo", 0),
     ("proc/stat", 8),
     ("proc/swaps", 5),
@@ -32,7 +32,7 @@ const ALLOCATIONS: [(&str, u64); File::ALL.len()] = [
     ("proc/pressure/io", 0),
     ("proc/pressure/memory", 0),
     ("sys/devices/system/cpu/online", 5),
-    ("proc/vmstat", 0),
+    ("proc/vmstat", 1),
 ];
 
 const PAGES: u64 = 100;

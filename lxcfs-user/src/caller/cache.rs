@@ -1,10 +1,10 @@
 //! The containers seen so far, by the namespaces of their tasks. Bounded, and forgotten when their init ends: the kernel
 //! tells of it, nothing is looked for.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use hashbrown::HashMap;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 

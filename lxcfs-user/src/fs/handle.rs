@@ -4,11 +4,11 @@
 //! The journal gets what that takes. Most readers take the whole page at once, and of it only the length is written down,
 //! so that the next daemon knows where it ended; of a page that is read in pieces, the page.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use fuser::FileHandle;
+use hashbrown::HashMap;
 
 use crate::keep::journal::{Content, Journal, Kind, Record};
 use crate::model::lock::lock;

@@ -4,9 +4,9 @@
 //! A container is told by its init and when that started. What is remembered of one goes when nobody speaks of it any
 //! more and another one needs the room.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use hashbrown::HashMap;
 use rustix::time::ClockId;
 use serde::Serialize as _;
 

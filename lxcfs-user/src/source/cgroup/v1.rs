@@ -195,11 +195,11 @@ pub(super) fn io(cgroup: &Cgroup<'_>) -> Result<Option<Vec<DeviceIo>>> {
                 parse::blkio(text).for_each(|entry| add_blkio(&mut devices, field, entry));
                 Some(())
             })?;
-            if found.is_none() {
-                // A policy has both or none.
+            there |= found.is_some();
+            // A policy has both files or none, and the same devices in both.
+            if devices.is_empty() {
                 break;
             }
-            there = true;
         }
         if !devices.is_empty() {
             return Ok(Some(devices));
