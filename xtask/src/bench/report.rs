@@ -45,11 +45,8 @@ fn write_all(results: &Results, out: &mut String) -> std::fmt::Result {
         machine.pinned_to,
         machine.accounting
     )?;
-    let (spread, steal) = (results.noise.spread * 100.0, results.noise.steal * 100.0);
-    writeln!(
-        out,
-        "The middle half of the floor's rounds is {spread:.1} % apart; steal {steal:.2} %.\n"
-    )?;
+    let (doubt, steal) = (results.noise.doubt * 100.0, results.noise.steal * 100.0);
+    writeln!(out, "A ratio may be {doubt:.1} % off; steal {steal:.2} %.\n")?;
     writeln!(
         out,
         "`null`: a file that does nothing, on the same FUSE library: the floor. `debian`: Debian's lxcfs. "

@@ -93,8 +93,8 @@ pub(super) struct Idle {
 /// How quiet the machine was.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Noise {
-    /// The middle half of the floor's rounds, as a part of their median.
-    pub(super) spread: f64,
+    /// How far the ratio of a file to the floor may be from the true one, as a part of it: of the file where that is most.
+    pub(super) doubt: f64,
     /// The part of the CPU time that the hypervisor gave to others.
     pub(super) steal: f64,
 }

@@ -4,8 +4,8 @@ use super::results::{BySubject, Results, Target};
 use super::stats::{median, ratio};
 use super::subjects::{DEBIAN, FLOOR, OURS};
 
-/// More than this between the quarters of the floor's own rounds, and no number of the run is to be trusted.
-const LARGEST_SPREAD: f64 = 0.10;
+/// Where the ratio of a file may be so far from the true one, no number of the run is to be trusted.
+const LARGEST_DOUBT: f64 = 0.05;
 
 /// More than this of the CPU time given to others by the hypervisor, likewise.
 const LARGEST_STEAL: f64 = 0.02;
@@ -27,9 +27,9 @@ const LONG: [&str; 6] =
 /// Why the run is not to be used, if it is not.
 pub(super) fn unusable(results: &Results) -> Option<String> {
     let noise = results.noise;
-    if noise.spread.is_nan() || noise.spread > LARGEST_SPREAD {
-        let (is, may) = (noise.spread * 100.0, LARGEST_SPREAD * 100.0);
-        return Some(format!("the floor itself varies by {is:.1} %, more than {may:.0} %"));
+    if noise.doubt.is_nan() || noise.doubt > LARGEST_DOUBT {
+        let (is, may) = (noise.doubt * 100.0, LARGEST_DOUBT * 100.0);
+        return Some(format!("a ratio may be {is:.1} % off, more than {may:.0} %"));
     }
     if noise.steal > LARGEST_STEAL {
         let (is, may) = (noise.steal * 100.0, LARGEST_STEAL * 100.0);
