@@ -74,6 +74,8 @@ struct Boundary {
     follows: Option<Vec<u8>>,
     /// See [`Entry::cgroup_namespace`].
     cgroup_namespace: Option<OwnedFd>,
+    /// See [`Container::pid_depth`]; `None` where it has to be counted, in the longest file that a process has.
+    pid_depth: Option<usize>,
 }
 
 /// How the init of a pid namespace is found.
@@ -311,8 +313,9 @@ impl Callers {
         }
         let text = lookup.read(init, "cgroup")?;
         let ours = CgroupPaths::parse(&text);
+        let above = lookup.init_above(init, self.ours.pid)?;
         let has_own_cgroup_namespace = init_namespaces.cgroup != self.ours.cgroup
-            && match lookup.init_above(init, self.ours.pid)? {
+            && match above {
                 Some(above) => lookup.namespaces(above)?.cgroup != init_namespaces.cgroup,
                 None => true,
             };
@@ -321,7 +324,8 @@ impl Callers {
         } else {
             (ours.map(|_, path| without_known_leaf(path).to_owned()), Some(text))
         };
-        let boundary = Boundary { cgroups, follows, cgroup_namespace: None };
+        let pid_depth = above.is_none().then_some(1);
+        let boundary = Boundary { cgroups, follows, cgroup_namespace: None, pid_depth };
         self.entry(init, pidfd, boundary, before)
     }
 
@@ -339,7 +343,8 @@ impl Callers {
         let members = tasks::threads(&cgroups, self.files.hierarchies())?.unwrap_or_default();
         let oldest = members.into_iter().min_by_key(age).unwrap_or(tid);
         let pidfd = open_pidfd(oldest)?;
-        let boundary = Boundary { cgroups, follows: None, cgroup_namespace: Some(kept) };
+        let boundary =
+            Boundary { cgroups, follows: None, cgroup_namespace: Some(kept), pid_depth: None };
         self.entry(oldest, pidfd, boundary, None)
     }
 
@@ -363,7 +368,10 @@ impl Callers {
         let container = Container {
             init,
             started_ns,
-            pid_depth: lookup.own_pids(init)?.len() - 1,
+            pid_depth: match boundary.pid_depth {
+                Some(depth) => depth,
+                None => lookup.own_pids(init)?.len() - 1,
+            },
             cgroups: boundary.cgroups,
             history: match known {
                 Some(known) => Arc::clone(&known.history),

@@ -55,15 +55,20 @@ impl BpfMaps {
         Ok(slot)
     }
 
-    /// What the container used before the programs counted. `counted` is what they have counted by now.
-    fn before<'a>(&self, container: &'a Container, counted: &[CpuTimes]) -> Result<&'a Before> {
+    /// What the container used before the programs counted. `counted` says what they have counted by now: asked of an older
+    /// container only, because it interrupts the CPUs that run something.
+    fn before<'a>(
+        &self,
+        container: &'a Container,
+        counted: impl FnOnce() -> Vec<CpuTimes>,
+    ) -> Result<&'a Before> {
         if let Some(before) = container.history.before.get() {
             return Ok(before);
         }
         let before = if container.started_ns >= self.loaded_ns {
             Before::default()
         } else {
-            self.read_before(container, counted)?
+            self.read_before(container, &counted())?
         };
         Ok(container.history.before.get_or_init(|| before))
     }
@@ -119,7 +124,7 @@ impl Source for BpfMaps {
         let Some(mut per_cpu) = self.slot(container)?.and_then(|slot| self.counted(slot)) else {
             return Ok(None);
         };
-        let before = self.before(container, &per_cpu)?;
+        let before = self.before(container, || per_cpu.clone())?;
         for (counted, before) in per_cpu.iter_mut().zip(&before.per_cpu) {
             *counted = counted.zip(*before, u64::saturating_add);
         }
@@ -129,11 +134,7 @@ impl Source for BpfMaps {
     fn load(&self, container: &Container) -> Result<Option<Load>> {
         let Some(slot) = self.slot(container)? else { return Ok(None) };
         let Some(sample) = self.accounting.load_under(slot) else { return Ok(None) };
-        // Known already, unless the load is the first thing ever asked of this container.
-        let before = match container.history.before.get() {
-            Some(before) => before,
-            None => self.before(container, &self.counted(slot).unwrap_or_default())?,
-        };
+        let before = self.before(container, || self.counted(slot).unwrap_or_default())?;
         let since_ns = self.host.boottime_ns().saturating_sub(self.loaded_ns);
         let carried = before.average.advance(0, since_ns / PERIOD_NS);
         let is_younger = container.started_ns >= self.loaded_ns;
