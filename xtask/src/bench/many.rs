@@ -69,8 +69,8 @@ pub(super) fn idle(subjects: &[Subject], containers: u32, seconds: u64) -> Resul
     let mut idle = Idle { containers, seconds, ..Idle::default() };
     let daemons = || subjects.iter().filter(|subject| subject.name != FLOOR);
     let mut before = Vec::new();
-    // What the last readings left to do is done in a second.
-    std::thread::sleep(Duration::from_secs(2));
+    // What the last readings and the containers that have ended left to do is done in a few seconds.
+    std::thread::sleep(Duration::from_secs(5));
     for daemon in daemons() {
         before.push((process::wakeups(daemon.pid())?, process::cpu_ns(daemon.pid())?));
     }
