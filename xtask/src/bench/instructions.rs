@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::check::regressions;
+use super::process::Guard;
 use super::steps;
 
 /// The files that have a page of their own.
@@ -94,10 +95,11 @@ fn collected(program: &Path, file: &str, pages: u32) -> Result<u64> {
     parse_collected(&said).with_context(|| format!("valgrind counted nothing: {said}"))
 }
 
-/// A process in namespaces of its own, as a container's init is. Dropping it ends it.
+/// A process in namespaces of its own, as a container's init is. The kernel ends it with `unshare`: that is what
+/// `--kill-child` asks for.
 #[derive(Debug)]
 struct Reader {
-    unshare: Child,
+    unshare: Guard,
     pid: u32,
 }
 
@@ -110,8 +112,8 @@ impl Reader {
             .args(["--kill-child", "sleep", "600"])
             .spawn()
             .context("run unshare; install it: apt-get install util-linux")?;
-        let mut reader = Self { unshare, pid: 0 };
-        let children = format!("/proc/{0}/task/{0}/children", reader.unshare.id());
+        let mut reader = Self { unshare: Guard(unshare), pid: 0 };
+        let children = format!("/proc/{0}/task/{0}/children", reader.unshare.0.id());
         lxcfs_tests::wait_for("a process in namespaces of its own", || {
             // It is in them from its first instruction on.
             let text = fs::read_to_string(&children).unwrap_or_default();
@@ -120,14 +122,6 @@ impl Reader {
             pid.is_some()
         });
         Ok(reader)
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        // The kernel takes the child with it: that is what `--kill-child` asks for.
-        let _ = self.unshare.kill();
-        let _ = self.unshare.wait();
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lxcfs_tests::cgroup::Cgroup;
 
 use super::phases::{self, Effort};
-use super::process;
+use super::process::{self, Guard};
 use super::reading::Place;
 use super::results::{Containers, Idle};
 use super::subjects::{FLOOR, Subject, program};
@@ -20,7 +20,7 @@ pub(super) const FILES: [&str; 2] = ["proc/loadavg", "proc/stat"];
 /// Containers that sleep. Dropping it ends them.
 #[derive(Debug)]
 pub(super) struct Sleepers {
-    program: Child,
+    program: Guard,
     /// Removed after the program has ended.
     _cgroup: Cgroup,
 }
@@ -36,18 +36,12 @@ impl Sleepers {
             command.arg("--read").arg(file);
         }
         let program = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut sleepers = Self { program: program.context("start crowd")?, _cgroup: cgroup };
-        let stdout = sleepers.program.stdout.take().context("stdout is piped")?;
+        let mut sleepers =
+            Self { program: Guard(program.context("start crowd")?), _cgroup: cgroup };
+        let stdout = sleepers.program.0.stdout.take().context("stdout is piped")?;
         let line = BufReader::new(stdout).lines().next();
         ensure!(line.is_some_and(|line| line.is_ok()), "{count} containers were not made");
         Ok(sleepers)
-    }
-}
-
-impl Drop for Sleepers {
-    fn drop(&mut self) {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
     }
 }
 

@@ -1,11 +1,24 @@
 //! What the kernel knows of a running process: CPU time, switches, memory, where it may run.
 
 use std::fs;
+use std::process::Child;
 
 use anyhow::{Context as _, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+/// A process of ours, which ends with this.
+#[derive(Debug)]
+pub(super) struct Guard(pub(super) Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// The threads of `pid`.
 fn threads(pid: u32) -> Result<Vec<u32>> {

@@ -5,13 +5,15 @@
 //! CPU. That is little of what a program does.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use super::process::Guard;
 
 /// Instructions of the first thread of `command`, from when it has said that it is ready, and waits for the end of its
 /// input, to its own end.
@@ -37,15 +39,5 @@ pub(super) fn count(command: &mut Command) -> Result<u64> {
             WaitStatus::Exited(_, 0) => return Ok(steps),
             status => bail!("what is counted did not go on: {status:?}"),
         }
-    }
-}
-
-/// Ends what is counted, if it has not ended by itself.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
