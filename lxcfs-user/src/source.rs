@@ -280,7 +280,7 @@ pub struct Load {
 pub struct Layered(pub Vec<Arc<dyn Source>>);
 
 impl Layered {
-    fn first<T>(&self, ask: impl Fn(&dyn Source) -> Result<Option<T>>) -> Result<Option<T>> {
+    fn first<T>(&self, mut ask: impl FnMut(&dyn Source) -> Result<Option<T>>) -> Result<Option<T>> {
         for source in &self.0 {
             if let Some(group) = ask(&**source)? {
                 return Ok(Some(group));
@@ -316,12 +316,7 @@ impl Source for Layered {
     }
 
     fn memory_events(&self, container: &Container, events: &mut Vec<u8>) -> Result<Option<Memory>> {
-        for source in &self.0 {
-            if let Some(memory) = source.memory_events(container, events)? {
-                return Ok(Some(memory));
-            }
-        }
-        Ok(None)
+        self.first(|source| source.memory_events(container, events))
     }
 
     fn numa(&self, container: &Container) -> Result<Option<Vec<NumaStat>>> {
@@ -350,12 +345,7 @@ impl Source for Layered {
         resource: Resource,
         text: &mut Vec<u8>,
     ) -> Result<Option<()>> {
-        for source in &self.0 {
-            if source.pressure(container, resource, text)?.is_some() {
-                return Ok(Some(()));
-            }
-        }
-        Ok(None)
+        self.first(|source| source.pressure(container, resource, text))
     }
 
     fn pressure_file(

@@ -24,6 +24,14 @@ pub(super) fn push_fraction(page: &mut Vec<u8>, whole: u64, hundredths: u64) {
     push(page, hundredths);
 }
 
+/// Appends a line of a name, a space and a number.
+pub(super) fn push_line(page: &mut Vec<u8>, name: &[u8], number: u64) {
+    page.extend_from_slice(name);
+    page.push(b' ');
+    push(page, number);
+    page.push(b'\n');
+}
+
 /// Appends `count` spaces.
 pub(super) fn pad(page: &mut Vec<u8>, count: usize) {
     page.resize(page.len() + count, b' ');
@@ -47,6 +55,7 @@ mod tests {
             prop_assert_eq!(text(|page| push(page, number)), format!("x {number}"));
             prop_assert_eq!(text(|page| push_right(page, number, width)), format!("x {number:width$}"));
             let fraction = text(|page| push_fraction(page, number, hundredths));
+            prop_assert_eq!(text(|page| push_line(page, b"ctxt", number)), format!("x ctxt {number}\n"));
             prop_assert_eq!(fraction, format!("x {number}.{hundredths:02}"));
         }
     }

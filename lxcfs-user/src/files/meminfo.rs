@@ -142,7 +142,7 @@ pub(super) fn render(meminfo: &Meminfo, page: &mut Vec<u8>) {
 }
 
 /// The kernel pads the name to 16 columns and the number to 8.
-fn push_line(page: &mut Vec<u8>, name: &[u8], number: u64, end: &[u8]) {
+pub(super) fn push_line(page: &mut Vec<u8>, name: &[u8], number: u64, end: &[u8]) {
     page.extend_from_slice(name);
     page.push(b':');
     pad(page, 16_usize.saturating_sub(name.len() + 1));

@@ -3,14 +3,12 @@
 //! A limit is on memory of any node. Each node shown has its share of it, by the node's size, so that the nodes together
 //! are what `/proc/meminfo` says.
 
-use std::io::Write;
-
 use super::{View, required};
 use crate::error::{Error, Result};
 use crate::model::file::File;
 use crate::source::parse;
 
-use super::meminfo::kib;
+use super::meminfo::{kib, push_line};
 
 /// The lines of the file, and what they are the sum of in `memory.numa_stat`.
 const LINES: [(&str, &[&str]); 21] = [
@@ -67,8 +65,8 @@ pub(super) fn page(view: &View<'_>, node: u32, host: &[u8], page: &mut Vec<u8>) 
             _ => LINES.iter().find(|(known, _)| *known == name).and_then(|(_, keys)| sum(keys)),
         };
         if let Some(kib) = number {
-            let pad = 15_usize.saturating_sub(name.len());
-            let _ = writeln!(page, "{prefix}{name}:{:pad$}{kib:>8} kB", "");
+            page.extend_from_slice(prefix.as_bytes());
+            push_line(page, name.as_bytes(), kib, b" kB\n");
         }
     }
     Ok(())

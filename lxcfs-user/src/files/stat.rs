@@ -4,7 +4,7 @@
 //! host's, because programs do without a number of their own but not without the line. `btime` stays the host's too: `ps` adds it to a task's start
 //! time, which counts from the host's boot.
 
-use super::digits::push;
+use super::digits::{push, push_line};
 use super::{View, required};
 use crate::error::Result;
 use crate::model::cpus::{CpuView, Cpus};
@@ -114,16 +114,16 @@ pub(super) fn render(stat: &Stat, page: &mut Vec<u8>) {
     copy_line(page, &stat.host, "intr");
     match stat.load.and_then(|load| load.switches) {
         Some(switches) => {
-            write_line(page, "ctxt", switches);
+            push_line(page, b"ctxt", switches);
         }
         None => copy_line(page, &stat.host, "ctxt"),
     }
     write_btime(page, stat);
     if let Some(Load { tasks, .. }) = stat.load {
-        write_line(page, "processes", stat.made);
+        push_line(page, b"processes", stat.made);
         // The reader is running; a sample taken before it started may not know it.
-        write_line(page, "procs_running", tasks.running.max(1).into());
-        write_line(page, "procs_blocked", tasks.waiting_for_io.into());
+        push_line(page, b"procs_running", tasks.running.max(1).into());
+        push_line(page, b"procs_blocked", tasks.waiting_for_io.into());
     }
     copy_line(page, &stat.host, "softirq");
 }
@@ -147,13 +147,6 @@ fn write_row(page: &mut Vec<u8>, row: [u64; COLUMNS]) {
     page.push(b'\n');
 }
 
-fn write_line(page: &mut Vec<u8>, name: &str, number: u64) {
-    page.extend_from_slice(name.as_bytes());
-    page.push(b' ');
-    push(page, number);
-    page.push(b'\n');
-}
-
 /// The host's boot time, moved by as much as the start times of processes are for this reader: their sum is the truth.
 fn write_btime(page: &mut Vec<u8>, stat: &Stat) {
     let start = page.len();
@@ -162,7 +155,7 @@ fn write_btime(page: &mut Vec<u8>, stat: &Stat) {
     if let Some(booted_s) = booted.filter(|_| stat.boottime_ahead_s != 0) {
         page.truncate(start);
         let moved = booted_s.saturating_add_signed(stat.boottime_ahead_s.saturating_neg());
-        write_line(page, "btime", moved);
+        push_line(page, b"btime", moved);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Most of the file's two hundred lines are about zones, compaction and the machine's own balance. They are left out:
 //! programs look lines up by name, and a number of the host's would say of the container what its neighbours do.
 
-use super::digits::push;
+use super::digits::push_line;
 use super::meminfo::swap_kib;
 use super::{View, required};
 use crate::error::Result;
@@ -67,10 +67,7 @@ pub(super) fn render(vmstat: &Vmstat, page: &mut Vec<u8>) {
     }
     for (nth, number) in numbers.into_iter().enumerate() {
         if let Some(number) = number {
-            page.extend_from_slice(host.name(nth));
-            page.push(b' ');
-            push(page, number);
-            page.push(b'\n');
+            push_line(page, host.name(nth), number);
         }
     }
 }
