@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::check::regressions;
+use super::check::{is_worse, regressions};
 use super::process::Guard;
 use super::steps;
 
@@ -45,7 +45,9 @@ pub(crate) fn check() -> Result<()> {
     let now = count()?;
     let text = fs::read_to_string(stored_at()).context("read the stored counts")?;
     let stored: BTreeMap<String, f64> = serde_json::from_str(&text)?;
-    let worse = regressions(&stored, &now);
+    let worse = regressions(&stored, &now, |now, before| {
+        is_worse(*now, *before).then(|| format!("{now:.0}, and {before:.0} before"))
+    });
     ensure!(worse.is_empty(), "more instructions than before:\n{}", worse.join("\n"));
     println!("> instructions: {} things take no more than they did", now.len());
     Ok(())
