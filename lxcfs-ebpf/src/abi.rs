@@ -37,11 +37,17 @@ pub struct Ctrl {
     pub generation: u32,
     /// Odd while the daemon folds a removed cgroup into its parent.
     pub fold_sequence: u64,
-    pub padding0: [u64; 6],
+    /// When everything that was there before was counted, CLOCK_BOOTTIME and CLOCK_MONOTONIC. Written by the daemon once.
+    pub loaded_boottime_ns: u64,
+    pub loaded_monotonic_ns: u64,
+    /// Addresses of the kernel's own counts, for readers on the host of a file without a daemon: `avenrun`, `nr_threads`,
+    /// `runqueues`, `__per_cpu_offset`. 0: not told. Written by the daemon.
+    pub symbols: [u64; 4],
 
     /// 1 while a wake-up of the daemon is pending in the notification ring.
     pub notified: u32,
-    pub padding1: u32,
+    /// Always 0, which the verifier does not know.
+    pub zero: u32,
     /// Result of the `peek` program: jiffies and CLOCK_MONOTONIC read together.
     pub peek_jiffies: u64,
     pub peek_monotonic_ns: u64,

@@ -59,3 +59,14 @@ pub(crate) unsafe fn replace32(word: *mut u32, old: u32, new: u32) -> bool {
     // SAFETY: as above.
     unsafe { atomic_cxchg::<u32, ORDER, { AtomicOrdering::Acquire }>(word, old, new).1 }
 }
+
+/// Orders the loads before it against those behind it. There is no such instruction; one that reads, changes and writes, of a
+/// word that nobody else knows, is one.
+#[inline(always)]
+pub(crate) fn barrier() {
+    let mut word = 0;
+    // SAFETY: a word of our own stack.
+    unsafe {
+        let _ = atomic_xchg::<u64, { AtomicOrdering::AcqRel }>(&raw mut word, 1);
+    }
+}

@@ -3,7 +3,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::task_struct;
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes};
 use lxcfs_abi::field;
 
 /// `O_` globals are plain offsets of members of 8 bytes (4 for the pid).
@@ -17,6 +17,9 @@ macro_rules! offsets {
 offsets! {
     O_PID, O_CGROUPS, O_SUM_EXEC_RUNTIME, O_UTIME, O_STIME, O_RUN_DELAY,
     O_CSET_GROUP, O_CSS_CGROUP, O_CGROUP_KN, O_CGROUP_PARENT, O_KN_ID,
+    O_NSPROXY, O_THREAD_PID, O_START_BOOTTIME, O_PID_LEVEL, O_PID_NUMBERS, O_UPID_NS,
+    O_CHILD_REAPER, O_IDR_NEXT, O_PIDNS_PARENT, O_PIDNS_NUMBER, O_CGROUP_NS, O_ROOT_CSET, O_CGROUPNS_NUMBER,
+    O_KN_NAME, O_RQ_NR_RUNNING,
 }
 
 /// `F_` globals are fields as packed by [`field`].
@@ -107,8 +110,19 @@ pub(crate) fn cgroup_parent(cgroup: u64) -> u64 {
     follow(follow(cgroup, &O_CGROUP_PARENT), &O_CSS_CGROUP)
 }
 
+/// The name of the cgroup's directory, as far as it fits; all zero if it cannot be read.
 #[inline(always)]
-fn follow(address: u64, offset: &Global<u32>) -> u64 {
+pub(crate) fn cgroup_name(cgroup: u64) -> [u8; 16] {
+    let mut name = [0; 16];
+    let address = follow(follow(cgroup, &O_CGROUP_KN), &O_KN_NAME);
+    // SAFETY: the helper checks the address, and writes no more than it is told.
+    let _ = unsafe { bpf_probe_read_kernel_str_bytes(address as *const u8, &mut name) };
+    name
+}
+
+/// The 8 bytes at `offset` behind `address`; 0 if they cannot be read.
+#[inline(always)]
+pub(crate) fn follow(address: u64, offset: &Global<u32>) -> u64 {
     if address == 0 {
         return 0;
     }
@@ -116,10 +130,17 @@ fn follow(address: u64, offset: &Global<u32>) -> u64 {
     unsafe { copy(address + u64::from(offset.load())) }
 }
 
+/// The 4 bytes there, likewise.
+#[inline(always)]
+pub(crate) fn follow_u32(address: u64, offset: u64) -> u32 {
+    // SAFETY: a copy that does not fault.
+    unsafe { bpf_probe_read_kernel((address + offset) as *const u32) }.unwrap_or(0)
+}
+
 /// # Safety
 /// None needed in truth: an address that is not mapped gives 0.
 #[inline(always)]
-unsafe fn copy(address: u64) -> u64 {
+pub(crate) unsafe fn copy(address: u64) -> u64 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or(0)
 }

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`maps`] (what is kept), [`sched`] (the events), [`task`] and [`slot`] (whose
 //! event it is), [`load`] and [`cpu`] (what is counted), [`life`] (moves and removals), [`seed`]
-//! (what was there before us, and repair), [`control`] (run on demand by user space).
+//! (what was there before us, and repair), [`control`] (run on demand by user space), [`reader`] (a file that the kernel
+//! serves by itself: [`whose`] it is, the [`sum`] of its cgroups).
 //!
 //! On the host this is an empty main, so that the workspace builds with plain stable Rust.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -30,6 +31,8 @@ mod load;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod reader;
+#[cfg(target_arch = "bpf")]
 mod report;
 #[cfg(target_arch = "bpf")]
 mod sched;
@@ -38,7 +41,13 @@ mod seed;
 #[cfg(target_arch = "bpf")]
 mod slot;
 #[cfg(target_arch = "bpf")]
+mod sum;
+#[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod text;
+#[cfg(target_arch = "bpf")]
+mod whose;
 
 /// The helpers we call are for programs under a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]

@@ -6,7 +6,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_map_type, bpf_spin_lock};
 use aya_ebpf::btf_maps::{Array, HashMap, RingBuf, Stack};
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::{Global, helpers};
 use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Record, Slot, Task};
@@ -38,6 +38,11 @@ static LOCKS: Array<Lock, 1> = Array::new();
 /// Cgroup id -> slot. Inserted by `slot::claim`, deleted by the daemon.
 #[btf_map]
 pub(crate) static SLOT_OF: HashMap<u64, u32, 1> = HashMap::new();
+
+/// Cgroup id -> load averages (32 fraction bits) when the programs began to count, of containers that are older. Written and
+/// deleted by the daemon, read by `reader`.
+#[btf_map]
+pub(crate) static EARLIER: HashMap<u64, [u64; 3], 1> = HashMap::new();
 
 /// Free slots: filled by the loader, popped by `slot::claim`, pushed by the daemon.
 #[btf_map]
@@ -106,6 +111,20 @@ pub(crate) fn enabled() -> Option<*mut Ctrl> {
     (open != 0).then_some(ctrl)
 }
 
+/// See `Ctrl::fold_sequence`.
+#[inline(always)]
+pub(crate) fn fold_sequence() -> u64 {
+    // SAFETY: a map value, whose word is read whole.
+    ctrl().map_or(0, |ctrl| unsafe { ptr::read_volatile(&raw const (*ctrl).fold_sequence) })
+}
+
+/// 0, which the verifier does not know.
+#[inline(always)]
+pub(crate) fn zero() -> u32 {
+    // SAFETY: a map value that nobody writes.
+    ctrl().map_or(0, |ctrl| unsafe { ptr::read_volatile(&raw const (*ctrl).zero) })
+}
+
 #[inline(always)]
 pub(crate) fn slot(index: u32) -> Option<*mut Slot> {
     SLOTS.get_ptr_mut(index)
@@ -148,6 +167,17 @@ pub(crate) fn current_cpu() -> u32 {
 pub(crate) fn jiffies() -> u64 {
     // SAFETY: as above.
     unsafe { helpers::bpf_jiffies64() }
+}
+
+#[inline(always)]
+pub(crate) fn cpu_count() -> u32 {
+    CPU_COUNT.load()
+}
+
+#[inline(always)]
+pub(crate) fn boottime_ns() -> u64 {
+    // SAFETY: as above.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 #[inline(always)]

@@ -23,6 +23,7 @@ use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use lxcfs_abi::word;
 
+mod below;
 pub mod btf;
 pub mod clock;
 pub mod hierarchy;
@@ -37,8 +38,10 @@ mod report;
 mod sample;
 pub mod support;
 mod sys;
+pub mod wanted;
 
 use crate::model::lock::lock;
+pub use below::Symbols;
 use clock::{Clock, monotonic_ns};
 use kept::Kept;
 pub use kept::object_hash;
@@ -160,6 +163,8 @@ pub struct Accounting {
     /// Jiffy of the last flush: what a flush sees moves once per jiffy.
     flushed: AtomicU64,
     upkeep: Mutex<Upkeep>,
+    /// Whether there can be a file below FUSE, and if not, why.
+    below: Result<(), String>,
 }
 
 struct Upkeep {
@@ -182,9 +187,9 @@ impl Accounting {
     /// Loads the programs into this kernel and counts every task in it.
     pub fn load(options: &Options) -> Result<Self, Unavailable> {
         let plan = support::plan(&probe::facts())?;
-        let load::Loaded { kept, messages, clock } = load::load(&plan, options)?;
+        let load::Loaded { kept, messages, clock, below } = load::load(&plan, options)?;
         sys::trim_memory();
-        let loaded = Self::of(kept, messages, clock)?;
+        let loaded = Self::of(kept, messages, clock, below)?;
         load::start(loaded.upkeep().seed.as_fd(), &loaded.maps, plan.barrier)?;
         Ok(loaded)
     }

@@ -63,6 +63,10 @@ pub struct Serve {
     /// 7 MB on 2 CPUs and 86 MB on 64
     #[arg(long, default_value_t = 4_096, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
     pub cgroups: u32,
+    /// Files that the kernel itself serves, without a daemon on the way: `loadavg`, or none with `off`. Such a file has to be opened
+    /// anew for each reading; `auto` is those that no program is known to rewind, today none
+    #[arg(long, default_value = "auto", value_name = "auto|off|LIST")]
+    pub kernel_files: KernelFiles,
     /// Show no swap
     #[arg(short = 'u', long)]
     pub disable_swap: bool,
@@ -234,6 +238,32 @@ pub enum Supplier {
     Files,
 }
 
+/// Files that the kernel is to serve.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelFiles {
+    /// `/proc/loadavg`.
+    pub loadavg: bool,
+}
+
+impl std::str::FromStr for KernelFiles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if ["auto", "off"].contains(&text) {
+            return Ok(Self::default());
+        }
+        let mut files = Self::default();
+        for name in text.split(',') {
+            match name.trim_start_matches('/').trim_start_matches("proc/") {
+                "loadavg" => files.loadavg = true,
+                "uptime" => return Err("the idle time in `uptime` needs the daemon".to_owned()),
+                other => return Err(format!("`{other}` is not one of auto, off, loadavg")),
+            }
+        }
+        Ok(files)
+    }
+}
+
 /// What a keeper does that cannot start a daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum GiveUp {
@@ -289,6 +319,12 @@ mod tests {
                 Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{error}"));
             assert!(cli.serve.mountpoint.is_some(), "{line}");
         }
+        let files = |list| Cli::try_parse_from(["lxcfs", "--kernel-files", list, "/m"]);
+        assert!(files("loadavg").unwrap().serve.kernel_files.loadavg);
+        assert!(files("/proc/loadavg").unwrap().serve.kernel_files.loadavg);
+        assert!(!files("auto").unwrap().serve.kernel_files.loadavg);
+        assert!(!files("off").unwrap().serve.kernel_files.loadavg);
+        assert!(files("uptime").is_err() && files("loadavg,stat").is_err() && files("").is_err());
         assert!(Cli::try_parse_from(["lxcfs", "-d", "-f", "/m"]).is_err());
         assert!(Cli::try_parse_from(["lxcfs", "--no-such-option", "/m"]).is_err());
     }

@@ -2,6 +2,7 @@
 
 mod accounting;
 mod attend;
+mod below;
 mod connection;
 pub mod control;
 mod found;
@@ -48,6 +49,8 @@ pub struct Rooms {
     host: Arc<Host>,
     files: Arc<CgroupFiles>,
     callers: Arc<Callers>,
+    /// What the eBPF programs count, where they do.
+    maps: Option<Arc<BpfMaps>>,
     /// The directory `cgroup/`, where it is wanted and there is something to show.
     subtrees: Option<Arc<Subtrees>>,
     /// Makes pages.
@@ -89,12 +92,13 @@ impl Rooms {
         let callers = Arc::new(callers);
         let maps = accounting.map(|Counting { programs, loaded_ns, .. }| {
             let (files, host) = (Arc::clone(&files), Arc::clone(&host));
-            Arc::new(BpfMaps::new(programs, files, host, loaded_ns)) as Arc<dyn Source>
+            Arc::new(BpfMaps::new(programs, files, host, loaded_ns))
         });
-        let source = Layered(maps.into_iter().chain([Arc::clone(&files) as _]).collect());
+        let first = maps.iter().map(|maps| Arc::clone(maps) as Arc<dyn Source>);
+        let source = Layered(first.chain([Arc::clone(&files) as _]).collect());
         let machine = Arc::clone(&host) as _;
         let road = Road::new(Arc::clone(&callers), Arc::new(source), machine, policy, memory);
-        Ok(Self { host, files, callers, subtrees: None, road: Arc::new(road) })
+        Ok(Self { host, files, callers, maps, subtrees: None, road: Arc::new(road) })
     }
 
     /// The same with the directory `cgroup/`, if there is a cgroup v1 hierarchy.

@@ -19,6 +19,19 @@ pub const EXPONENTS: [u64; 3] = [1884 << 21, 2014 << 21, 2037 << 21];
 const FORGOTTEN_TICKS: u64 = 1 << POWER_STEPS;
 const POWER_STEPS: u32 = 13;
 
+/// The period by which averages of before the programs decay, where nothing counts jiffies: 5 s and a tick of 4 ms.
+pub const PERIOD_NS: u64 = 5_004_000_000;
+
+/// Whole and hundredths of an average of [`FRACTION_BITS`], rounded as `/proc/loadavg` rounds: the kernel adds half a hundredth
+/// at its 11 bits (`FIXED_1 / 200`) and truncates.
+#[must_use]
+#[inline(always)]
+pub const fn hundredths(average: u64) -> (u64, u64) {
+    const SHIFT: u32 = FRACTION_BITS - KERNEL_BITS;
+    let rounded = (average.wrapping_add(1 << (SHIFT - 1)) >> SHIFT) + (1 << KERNEL_BITS) / 200;
+    (rounded >> KERNEL_BITS, ((rounded & ((1 << KERNEL_BITS) - 1)) * 100) >> KERNEL_BITS)
+}
+
 /// e^n, truncated at each multiplication.
 #[must_use]
 #[inline(always)]

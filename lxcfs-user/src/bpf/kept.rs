@@ -24,11 +24,14 @@ use super::{Accounting, Unavailable, Upkeep, sys};
 use crate::model::hash::fnv1a;
 
 /// The maps that user space reads.
-pub(super) const MAPS: [&str; 8] =
-    ["CTRL", "SLOTS", "RECORDS", "CPUS", "SLOT_OF", "TASKS", "FREE", "NOTIFY"];
+pub(super) const MAPS: [&str; 9] =
+    ["CTRL", "SLOTS", "RECORDS", "CPUS", "SLOT_OF", "EARLIER", "TASKS", "FREE", "NOTIFY"];
 
 /// The programs that it runs.
 pub(super) const PROGRAMS: [&str; 3] = ["seed", "flush", "fold"];
+
+/// The program of the file below FUSE, where there is one.
+pub(super) const READER: &str = "loadavg";
 
 /// Descriptors by name.
 #[derive(Debug, Default)]
@@ -75,7 +78,10 @@ impl Accounting {
     /// # Errors
     /// Something is missing, or the maps are not what they should be.
     pub fn adopt(kept: Vec<(String, OwnedFd)>, clock: Clock) -> Result<Self, Unavailable> {
-        let adopted = Self::of(Kept(kept), None, clock)?;
+        let kept = Kept(kept);
+        let without = |_| "the programs that count already were loaded without it".to_owned();
+        let below = kept.get(READER).map(|_| ()).map_err(without);
+        let adopted = Self::of(kept, None, clock, below)?;
         // The daemon may have been killed while it gave a slot back: the read that waits for the end would wait for ever.
         let sequence = adopted.maps.fold_sequence();
         if !sequence.load(Ordering::SeqCst).is_multiple_of(2) {
@@ -88,6 +94,7 @@ impl Accounting {
         kept: Kept,
         messages: Option<EbpfLogger<ToTracing>>,
         clock: Clock,
+        below: Result<(), String>,
     ) -> Result<Self, Unavailable> {
         let maps = Maps::new(&kept).map_err(failed("map the counters"))?;
         let own = |name| kept.get(name).and_then(|program| program.try_clone_to_owned());
@@ -108,7 +115,7 @@ impl Accounting {
             reconciled: Instant::now(),
         });
         let flushed = AtomicU64::new(0);
-        Ok(Self { maps, clock, kept, flush, notifications, flushed, upkeep })
+        Ok(Self { maps, clock, kept, flush, notifications, flushed, upkeep, below })
     }
 
     /// What another daemon needs to go on.

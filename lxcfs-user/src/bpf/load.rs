@@ -30,6 +30,8 @@ pub(crate) struct Loaded {
     pub(crate) kept: Kept,
     pub(crate) messages: Option<EbpfLogger<ToTracing>>,
     pub(crate) clock: Clock,
+    /// Whether there can be a file below FUSE, and if not, why.
+    pub(crate) below: Result<(), String>,
 }
 
 /// Loads and attaches all programs, behind a closed gate. Only descriptors are kept: the object and the kernel's types,
@@ -68,8 +70,24 @@ pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable
     for name in kept::PROGRAMS {
         kept.push(name, open(name)?);
     }
+    // Nothing else depends on it.
+    let below = plan.below.clone().map_err(|reason| reason.to_string());
+    let below = below
+        .and_then(|()| load_reader(&mut ebpf, &btf).map_err(|unavailable| unavailable.to_string()));
+    let below = below.map(|reader| kept.push(kept::READER, reader));
     let messages = report::reader(&mut ebpf);
-    Ok(Loaded { kept, messages, clock })
+    Ok(Loaded { kept, messages, clock, below })
+}
+
+/// Loads the program of the file below FUSE.
+fn load_reader(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd, Unavailable> {
+    let reader: &mut Iter = program(ebpf, kept::READER)?;
+    reader.load("bpf_map_elem", btf).map_err(refused(kept::READER)).inspect_err(|unavailable| {
+        if let Unavailable::Refused { verifier_log, .. } = unavailable {
+            tracing::debug!("{verifier_log}");
+        }
+    })?;
+    program_fd(ebpf, kept::READER).map_err(failed("open a program"))
 }
 
 fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailable> {
@@ -81,7 +99,7 @@ fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailab
     loader.override_global("TICK_JIFFIES", &plan.tick_jiffies, true);
     loader.override_global("TICK_PHASE", &plan.tick_phase, true);
     let records = options.slots.saturating_mul(plan.possible_cpus + EXTRA_RECORDS);
-    for name in ["SLOTS", "LOCKS", "SLOT_OF", "FREE"] {
+    for name in ["SLOTS", "LOCKS", "SLOT_OF", "EARLIER", "FREE"] {
         loader.map_max_entries(name, options.slots);
     }
     loader.map_max_entries("RECORDS", records);

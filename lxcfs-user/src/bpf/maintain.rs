@@ -157,6 +157,7 @@ fn forget(maps: &Maps, slot: u32) -> io::Result<()> {
     let id = slot_word!(maps, slot, cgroup_id).load(Ordering::Acquire);
     if maps.slot_of(id)? == Some(slot) {
         sys::delete(maps.slot_of.as_fd(), &id)?;
+        sys::delete(maps.earlier.as_fd(), &id)?;
     }
     Ok(())
 }

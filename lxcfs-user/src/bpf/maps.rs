@@ -20,6 +20,8 @@ pub(crate) struct Maps {
     pub(crate) cpus: Mapping<Cpu>,
     /// Cgroup id -> slot.
     pub(crate) slot_of: OwnedFd,
+    /// Cgroup id -> load averages from before the programs.
+    pub(crate) earlier: OwnedFd,
     /// Task (by pidfd) -> its entry.
     pub(crate) tasks: OwnedFd,
 }
@@ -66,6 +68,7 @@ impl Maps {
             records: Mapping::new(kept.get("RECORDS")?, records)?,
             cpus: Mapping::new(kept.get("CPUS")?, cpus)?,
             slot_of: kept.get("SLOT_OF")?.try_clone_to_owned()?,
+            earlier: kept.get("EARLIER")?.try_clone_to_owned()?,
             tasks: kept.get("TASKS")?.try_clone_to_owned()?,
         })
     }
@@ -153,6 +156,7 @@ pub(crate) mod tests {
             records: Mapping::new(of(size(records, size_of::<Record>())), records).unwrap(),
             cpus: Mapping::new(of(size(cpus, size_of::<Cpu>())), cpus).unwrap(),
             slot_of: memory(),
+            earlier: memory(),
             tasks: memory(),
         }
     }

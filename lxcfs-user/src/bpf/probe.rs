@@ -5,7 +5,8 @@ use std::fs;
 use rustix::time::{ClockId, clock_getres};
 
 use super::btf::{Btf, Kind};
-use super::support::{Facts, TRACEPOINTS, Types, WALK, WANTED};
+use super::support::{Facts, TRACEPOINTS, Types, WALK};
+use super::wanted::{WANTED, WANTED_BELOW};
 use super::{hierarchy, sys};
 
 const TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -32,6 +33,9 @@ fn types_of(btf: &Btf<'_>) -> Types {
     let storage_map = |member| btf.member("bpf_local_storage_map", member).is_some();
     Types {
         members: WANTED.map(|wanted| btf.member(wanted.structure, wanted.path)),
+        members_below: WANTED_BELOW.map(|wanted| btf.member(wanted.structure, wanted.path)),
+        element_iterator: btf.find("bpf_iter_bpf_map_elem", Kind::Func).is_some(),
+        loops: btf.find("bpf_loop", Kind::Func).is_some(),
         default_cgroup: btf.member("css_set", "dfl_cgrp"),
         subsystems: btf.member("css_set", "subsys"),
         cpuacct_id: btf.enumerator("cgroup_subsys_id", "cpuacct_cgrp_id"),

@@ -5,62 +5,9 @@
 
 use std::path::PathBuf;
 
-use lxcfs_abi::field;
-
 use super::btf::Member;
 use super::hierarchy::{Controller, Hierarchy};
-
-/// Where a kernel structure's member must lie for the programs, and how it is handed to them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
-    /// The read-only global of the programs.
-    pub global: &'static str,
-    pub structure: &'static str,
-    pub path: &'static str,
-    need: Need,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// A member of exactly this many bytes: the global is its offset.
-    Bytes(u32),
-    /// A member of 1, 2, 4 or 8 bytes, or one bit: the global is a packed field.
-    Any,
-    /// As `Any`, and its absence has a meaning.
-    Optional,
-}
-
-const fn want(
-    global: &'static str,
-    structure: &'static str,
-    path: &'static str,
-    need: Need,
-) -> Wanted {
-    Wanted { global, structure, path, need }
-}
-
-/// Every member the programs read, except the way from a css_set to its cgroup.
-pub const WANTED: [Wanted; 17] = [
-    want("O_PID", "task_struct", "pid", Need::Bytes(4)),
-    want("O_CGROUPS", "task_struct", "cgroups", Need::Bytes(8)),
-    want("O_SUM_EXEC_RUNTIME", "task_struct", "se.sum_exec_runtime", Need::Bytes(8)),
-    want("O_UTIME", "task_struct", "utime", Need::Bytes(8)),
-    want("O_STIME", "task_struct", "stime", Need::Bytes(8)),
-    want("O_RUN_DELAY", "task_struct", "sched_info.run_delay", Need::Bytes(8)),
-    want("O_CSS_CGROUP", "cgroup_subsys_state", "cgroup", Need::Bytes(8)),
-    want("O_CGROUP_KN", "cgroup", "kn", Need::Bytes(8)),
-    want("O_CGROUP_PARENT", "cgroup", "self.parent", Need::Bytes(8)),
-    want("O_KN_ID", "kernfs_node", "id", Need::Bytes(8)),
-    want("F_ON_RQ", "task_struct", "on_rq", Need::Any),
-    // From 6.12: a task that just slept stays queued for a while.
-    want("F_SCHED_DELAYED", "task_struct", "se.sched_delayed", Need::Optional),
-    want("F_CONTRIBUTES", "task_struct", "sched_contributes_to_load", Need::Any),
-    want("F_IN_IOWAIT", "task_struct", "in_iowait", Need::Any),
-    want("F_STATE", "task_struct", "__state", Need::Any),
-    want("F_STATIC_PRIO", "task_struct", "static_prio", Need::Any),
-    // Only places the I/O wait of tasks older than the programs: CPU 0 without it.
-    want("F_TASK_CPU", "task_struct", "thread_info.cpu", Need::Optional),
-];
+use super::wanted::{WANTED, WANTED_BELOW, global_value};
 
 /// The tracepoints the programs attach to.
 pub const TRACEPOINTS: [&str; 8] = [
@@ -82,6 +29,12 @@ pub const WALK: [&str; 3] = ["bpf_iter_task_new", "bpf_iter_task_next", "bpf_ite
 pub struct Types {
     /// In the order of [`WANTED`].
     pub members: [Option<Member>; WANTED.len()],
+    /// In the order of [`WANTED_BELOW`].
+    pub members_below: [Option<Member>; WANTED_BELOW.len()],
+    /// `bpf_iter_bpf_map_elem`: a file can run a program for an element of a map.
+    pub element_iterator: bool,
+    /// `bpf_loop`.
+    pub loops: bool,
     /// `css_set.dfl_cgrp`.
     pub default_cgroup: Option<Member>,
     /// `css_set.subsys`, an array of pointers.
@@ -130,6 +83,8 @@ pub struct Plan {
     /// Function ids that replace the placeholders; `None`: the daemon walks all tasks instead.
     pub walk: Option<[u32; WALK.len()]>,
     pub barrier: Barrier,
+    /// Whether there can be files below FUSE, and if not, why.
+    pub below: Result<(), Reason>,
     /// Root directory of the hierarchy.
     pub root: PathBuf,
 }
@@ -185,6 +140,8 @@ pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
     globals.push(("GROUPED_BY_V1", u32::from(v1)));
     globals.push(("CREATE_LOCKED", u32::from(types.storage_under_lock)));
     globals.push(("CPU_COUNT", facts.possible_cpus));
+    let below = globals_below(types);
+    globals.extend(below.iter().flatten());
     let walk = match types.walk {
         [Some(new), Some(next), Some(destroy)] => Some([new, next, destroy]),
         _ => None,
@@ -199,6 +156,7 @@ pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
         possible_cpus: facts.possible_cpus,
         walk,
         barrier: if facts.membarrier { Barrier::Membarrier } else { Barrier::Sleep },
+        below: below.map(|_| ()),
         root: hierarchy.root.clone(),
     })
 }
@@ -218,32 +176,15 @@ fn require(types: &Types) -> Result<(), Reason> {
     Ok(())
 }
 
-fn global_value(wanted: &Wanted, member: Option<Member>) -> Result<u32, Reason> {
-    let Some(member) = member else {
-        return match wanted.need {
-            Need::Optional => Ok(field::ABSENT),
-            _ => Err(Reason::Missing(wanted.path)),
-        };
-    };
-    let Wanted { structure, path, .. } = *wanted;
-    let refused = Reason::Size { structure, path, bytes: member.size_bytes };
-    let offset = u16::try_from(member.offset_bits / 8).map_err(|_| refused.clone())?;
-    if member.bitfield_bits == 1 {
-        let bit = u8::try_from(member.offset_bits % 8).map_err(|_| refused.clone())?;
-        return match wanted.need {
-            Need::Bytes(_) => Err(refused),
-            _ => Ok(field::bit(offset, bit)),
-        };
+fn globals_below(types: &Types) -> Result<Vec<(&'static str, u32)>, Reason> {
+    if !types.element_iterator {
+        return Err(Reason::Missing("iterator over the elements of a map"));
     }
-    let aligned = member.offset_bits.is_multiple_of(8) && member.bitfield_bits == 0;
-    match (wanted.need, member.size_bytes) {
-        (Need::Bytes(bytes), actual) if aligned && bytes == actual => Ok(u32::from(offset)),
-        (Need::Any | Need::Optional, 1) if aligned => Ok(field::whole(offset, 1)),
-        (Need::Any | Need::Optional, 2) if aligned => Ok(field::whole(offset, 2)),
-        (Need::Any | Need::Optional, 4) if aligned => Ok(field::whole(offset, 4)),
-        (Need::Any | Need::Optional, 8) if aligned => Ok(field::whole(offset, 8)),
-        _ => Err(refused),
+    if !types.loops {
+        return Err(Reason::Missing("bpf_loop"));
     }
+    let members = WANTED_BELOW.iter().zip(types.members_below);
+    members.map(|(wanted, member)| Ok((wanted.global, global_value(wanted, member)?))).collect()
 }
 
 /// Where in a css_set the pointer to the group lies.
@@ -277,6 +218,9 @@ const fn tick(jiffy_ns: u64) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use lxcfs_abi::field;
+
+    use super::super::wanted::Need;
     use super::*;
 
     const fn member(offset_bytes: u32, size_bytes: u32) -> Option<Member> {
@@ -292,10 +236,17 @@ mod tests {
                 _ => member(nth * 8, 4),
             };
         }
+        let below = WANTED_BELOW.map(|wanted| match wanted.need {
+            Need::Bytes(bytes) => member(0, bytes),
+            _ => member(0, 0),
+        });
         members[12] = Some(Member { offset_bits: 1_203, size_bytes: 4, bitfield_bits: 1 });
         Facts {
             types: Ok(Types {
                 members,
+                members_below: below,
+                element_iterator: true,
+                loops: true,
                 default_cgroup: member(136, 8),
                 subsystems: member(0, 8 * 14),
                 cpuacct_id: Some(2),
@@ -345,12 +296,24 @@ mod tests {
                 (Need::Optional, Ok(plan)) => {
                     assert_eq!(value(&plan, wanted.global), field::ABSENT)
                 }
-                (Need::Bytes(_) | Need::Any, Err(reason)) => {
+                (Need::Bytes(_) | Need::Any | Need::Place, Err(reason)) => {
                     assert_eq!(reason, Reason::Missing(wanted.path));
                 }
                 (_, other) => panic!("without {}: {other:?}", wanted.path),
             }
         }
+    }
+
+    #[test]
+    fn what_only_a_file_below_fuse_needs_is_not_needed_otherwise() {
+        assert_eq!(plan(&facts()).unwrap().below, Ok(()));
+        for (nth, wanted) in WANTED_BELOW.iter().enumerate() {
+            let plan = plan(&with(|types| types.members_below[nth] = None)).unwrap();
+            assert_eq!(plan.below, Err(Reason::Missing(wanted.path)));
+            assert!(plan.globals.iter().all(|(global, _)| *global != wanted.global));
+        }
+        assert!(plan(&with(|types| types.loops = false)).unwrap().below.is_err());
+        assert!(plan(&with(|types| types.element_iterator = false)).unwrap().below.is_err());
     }
 
     #[test]

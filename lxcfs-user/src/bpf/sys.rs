@@ -1,12 +1,19 @@
 //! System calls that no crate of ours wraps: parts of bpf(2), membarrier(2), and malloc_trim(3).
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
@@ -57,6 +64,27 @@ struct LinkAttr {
     target_fd: u32,
     attach_type: u32,
     flags: u32,
+    /// Address and length of what is iterated over, if it has to be said.
+    of: u64,
+    of_bytes: u32,
+    padding: u32,
+}
+
+/// `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+#[repr(C)]
+#[derive(Default)]
+struct PinAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    bytes: u32,
+    info: u64,
 }
 
 /// `union bpf_attr` for `BPF_RAW_TRACEPOINT_OPEN`.
@@ -79,6 +107,87 @@ pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
     let of = |fd, attach_type| LinkAttr { fd, attach_type, ..LinkAttr::default() };
     let link = make(BPF_LINK_CREATE, &of(fd_word(program), BPF_TRACE_ITER))?;
     make(BPF_ITER_CREATE, &of(fd_word(link.as_fd()), 0)).map(File::from)
+}
+
+/// A link whose pin is a file that runs `program` for each element of `map` when it is read.
+pub(crate) fn link_elements(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info`.
+    let of = [fd_word(map), 0, 0, 0];
+    let attr = LinkAttr {
+        fd: fd_word(program),
+        attach_type: BPF_TRACE_ITER,
+        of: of.as_ptr() as u64,
+        of_bytes: size_word::<[u32; 4]>(),
+        ..LinkAttr::default()
+    };
+    make(BPF_LINK_CREATE, &attr)
+}
+
+/// Gives what is behind `fd` a name in a bpffs.
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = PinAttr { path: path.as_ptr() as u64, fd: fd_word(fd), flags: 0 };
+    // SAFETY: `attr` is of the size passed, and the path in it ends with a zero; both outlive the call, which only reads.
+    check(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_PIN, std::ptr::from_ref(&attr), size_of::<PinAttr>())
+    })
+}
+
+/// What has this name in a bpffs.
+pub(crate) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    make(BPF_OBJ_GET, &PinAttr { path: path.as_ptr() as u64, ..PinAttr::default() })
+}
+
+/// The number of the program that a link runs.
+pub(crate) fn program_of_link(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_link_info` begins with type, number, number of the program.
+    info::<3>(link).map(|[_, _, program]| program)
+}
+
+/// The number of a program.
+pub(crate) fn program_number(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct bpf_prog_info` begins with type and number.
+    info::<2>(program).map(|[_, number]| number)
+}
+
+/// The first words that the kernel says of an object.
+fn info<const WORDS: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; WORDS]> {
+    let mut words = [0; WORDS];
+    let mut attr = InfoAttr {
+        fd: fd_word(fd),
+        bytes: size_word::<[u32; WORDS]>(),
+        info: std::ptr::from_mut(&mut words) as u64,
+    };
+    // SAFETY: `attr` is of the size passed; the kernel writes no more of `words` than it is told they have.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            std::ptr::from_mut(&mut attr),
+            size_of::<InfoAttr>(),
+        )
+    })?;
+    Ok(words)
+}
+
+/// Sets `key` to `value` in a map whose keys and values are exactly these types.
+pub(crate) fn update<K, T>(map: BorrowedFd<'_>, key: &K, value: &T) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: fd_word(map),
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        ..ElementAttr::default()
+    };
+    // SAFETY: the kernel reads one key and one value of the map's sizes, which the callers in this room pair with its types.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_ELEM,
+            std::ptr::from_ref(&attr),
+            size_of::<ElementAttr>(),
+        )
+    })
 }
 
 fn make<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {

@@ -67,6 +67,7 @@ pub(super) fn start(
     }
     let programs = load(arguments.cgroups, &arguments.runtime_dir)?;
     let loaded_ns = clock_ns(ClockId::Boottime);
+    programs.counts_since(loaded_ns, clock_ns(ClockId::Monotonic));
     Ok(Counting { programs, loaded_ns, goes_on: false })
 }
 

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use self::backoff::{Backoff, End, Next};
 use self::host::{Host, Outcome};
 use self::messages::{Message, Messages};
+use super::below;
 use super::connection;
 use super::mount::{Mount, resolve};
 use super::pidfile::Pidfile;
@@ -368,9 +369,11 @@ impl Keeper<'_> {
     /// Whatever made us end, nobody will serve the mount any more.
     fn unmount(&mut self, mount_point: &Path) {
         let device = self.held.iter().find(|(name, _)| name == store::DEVICE);
+        let point = resolve(mount_point);
+        below::take_down(&self.arguments.runtime_dir, &point);
         if device.is_some_and(|(_, device)| !connection::is_dead(device))
             && !self.arguments.leave_mounted
-            && let Err(error) = Mount::existing(resolve(mount_point)).unmount()
+            && let Err(error) = Mount::existing(point).unmount()
         {
             tracing::warn!("{error}");
         }

@@ -147,6 +147,11 @@ struct Mounted {
     kind: String,
 }
 
+/// The type of what is mounted at `point` and nowhere above it.
+pub(super) fn kind(point: &Path) -> Option<String> {
+    mounted(point).map(|mounted| mounted.kind)
+}
+
 /// What is mounted at `point` and nowhere above it.
 fn mounted(point: &Path) -> Option<Mounted> {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").ok()?;

@@ -17,7 +17,7 @@ use super::found::{self, Found};
 use super::mount::Mount;
 use super::pidfile::Pidfile;
 use super::status::Status;
-use super::{Rooms, accounting, connection, control, sampler, upgrade};
+use super::{Rooms, accounting, below, connection, control, sampler, upgrade};
 use crate::bpf::clock::monotonic_ns;
 use crate::cli::Serve;
 use crate::error::{Error, Result};
@@ -204,6 +204,7 @@ impl Started {
         }
         parts.find_containers();
         memory.settle();
+        let below = below::arrange(arguments, &accounting, rooms, mount.point())?;
         let status = Status {
             mount_point: mount.point().to_owned(),
             policy: super::policy(arguments),
@@ -211,13 +212,10 @@ impl Started {
             store,
             workers: Arc::clone(workers),
             has_given_up: false,
+            below,
         };
         let socket = control::socket_path(&arguments.runtime_dir, mount.point());
-        let held = [(DEVICE, device.as_fd()), (JOURNAL, journal.memory())];
-        let held = held.into_iter().map(|(name, held)| (name.to_owned(), held));
-        let counted = accounting.iter().flat_map(|counting| counting.programs.kept());
-        let counted = counted.map(|(name, held)| (accounting::named(name), held));
-        let held: Vec<(String, BorrowedFd<'_>)> = held.chain(counted).collect();
+        let held = held(&device, journal, accounting.as_ref().ok());
         let status = Arc::new(status);
         let (road, socket) = (&rooms.road, socket.as_path());
         let workers = Arc::clone(workers);
@@ -233,6 +231,7 @@ impl Started {
             // Nobody may listen: a daemon started by hand is notified to no one.
             Outcome::Told if store == Store::None => {
                 let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                below::take_down(&arguments.runtime_dir, mount.point());
                 mount.unmount().or_else(super::already_unmounted)
             }
             Outcome::Told | Outcome::Succeeded => {
@@ -247,6 +246,18 @@ impl Started {
             }
         }
     }
+}
+
+/// What the next daemon is to be given, by name.
+fn held<'a>(
+    device: &'a OwnedFd,
+    journal: &'a Journal,
+    counting: Option<&'a Counting>,
+) -> Vec<(String, BorrowedFd<'a>)> {
+    let mount = [(DEVICE, device.as_fd()), (JOURNAL, journal.memory())];
+    let mount = mount.into_iter().map(|(name, held)| (name.to_owned(), held));
+    let counted = counting.into_iter().flat_map(|counting| counting.programs.kept());
+    mount.chain(counted.map(|(name, held)| (accounting::named(name), held))).collect()
 }
 
 /// Brings the threads to rest: what they have read is answered, and what comes now waits for the next daemon.

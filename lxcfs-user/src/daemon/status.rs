@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
+use super::below::Below;
 use crate::files::Policy;
 use crate::keep::store::Store;
 use crate::keep::workers::Workers;
@@ -30,6 +31,8 @@ pub struct Status {
     pub workers: Arc<Workers>,
     /// It is the keeper who answers, because no daemon can be started.
     pub has_given_up: bool,
+    /// The file that the kernel serves, if it was wanted.
+    pub below: Option<Arc<Below>>,
 }
 
 /// A report of one moment.
@@ -57,6 +60,8 @@ pub struct Report {
     panics: u64,
     /// Requests that took more than 5 s.
     slow: u64,
+    /// Who serves `/proc/loadavg`, where the kernel was wanted to.
+    loadavg_from: Option<String>,
     supplies: Vec<Supply>,
     fallbacks: Vec<Fallback>,
     decided: Vec<Decided>,
@@ -88,6 +93,7 @@ impl Status {
             containers: road.callers().containers().len(),
             panics: crate::fs::panics(),
             slow: self.workers.slow().load(Ordering::Relaxed),
+            loadavg_from: Below::line(self.below.as_ref()),
             supplies: self.supplies.clone(),
             fallbacks: road.fallbacks().list(),
             decided: road.fallbacks().decided(),
@@ -121,6 +127,9 @@ impl fmt::Display for Report {
         }
         if self.slow > 0 {
             writeln!(f, "  slow requests      {} took more than 5 s, see the log", self.slow)?;
+        }
+        if let Some(who) = &self.loadavg_from {
+            writeln!(f, "  /proc/loadavg      served by {who}")?;
         }
         writeln!(f, "\nWhat supplies what:")?;
         for Supply { group, from } in &self.supplies {

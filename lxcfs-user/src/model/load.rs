@@ -9,8 +9,10 @@
 //! The kernel keeps 11 fraction bits and rounds up while the load rises. That is exact enough for one number per
 //! machine; a container's small load would be mostly rounding. We keep 32 bits and print with the kernel's rounding.
 
+use lxcfs_abi::decay;
+
 /// Fraction bits of [`LoadAverage`].
-const BITS: u32 = 32;
+const BITS: u32 = decay::FRACTION_BITS;
 
 /// exp(-5/60), exp(-5/300), exp(-5/900) with 11 fraction bits, as include/linux/sched/loadavg.h has them: a container
 /// alone on its host must print what the host prints, so these are the kernel's constants and not better ones.
@@ -23,7 +25,7 @@ const FORGOTTEN: u64 = 8_192;
 ///
 /// The tick (`CONFIG_HZ`) is not told to user space. It is 4 ms on the kernels distributions build; at the extremes of
 /// 1 and 10 ms the period is off by 0.12 %.
-pub const PERIOD_NS: u64 = 5_004_000_000;
+pub const PERIOD_NS: u64 = decay::PERIOD_NS;
 
 /// The averages over 1, 5 and 15 minutes, with 32 fraction bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -66,12 +68,13 @@ impl LoadAverage {
     /// Whole and hundredths of each average, rounded as `/proc/loadavg` rounds.
     #[must_use]
     pub fn hundredths(self) -> [(u64, u64); 3] {
-        // The kernel adds half a hundredth at its 11 bits (`FIXED_1 / 200`) and truncates.
-        self.0.map(|average| {
-            let fixed = (average + (1 << (BITS - 12))) >> (BITS - 11);
-            let rounded = fixed + 2048 / 200;
-            (rounded >> 11, ((rounded & 2047) * 100) >> 11)
-        })
+        self.0.map(decay::hundredths)
+    }
+
+    /// The averages with 32 fraction bits.
+    #[must_use]
+    pub const fn to_fixed(self) -> [u64; 3] {
+        self.0
     }
 }
 

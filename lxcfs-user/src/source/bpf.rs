@@ -60,6 +60,7 @@ impl BpfMaps {
     fn before<'a>(
         &self,
         container: &'a Container,
+        slot: Slot,
         counted: impl FnOnce() -> Vec<CpuTimes>,
     ) -> Result<&'a Before> {
         if let Some(before) = container.history.before.get() {
@@ -68,9 +69,32 @@ impl BpfMaps {
         let before = if container.started_ns >= self.loaded_ns {
             Before::default()
         } else {
-            self.read_before(container, &counted())?
+            let before = self.read_before(container, &counted())?;
+            self.tell_kernel(slot, &before);
+            before
         };
         Ok(container.history.before.get_or_init(|| before))
+    }
+
+    /// The file below FUSE needs it too.
+    fn tell_kernel(&self, slot: Slot, before: &Before) {
+        if let Err(error) = self.accounting.was_earlier(slot, before.average.to_fixed()) {
+            tracing::warn!("{error}: the container's load average will be EAGAIN below FUSE");
+        }
+    }
+
+    /// Finds out what an older container was before, and tells the kernel's side.
+    ///
+    /// # Errors
+    /// Its cgroup files cannot be read.
+    pub fn look_back(&self, container: &Container) -> Result<()> {
+        if container.started_ns >= self.loaded_ns {
+            return Ok(());
+        }
+        let Some(slot) = self.slot(container)? else { return Ok(()) };
+        let before = self.before(container, slot, || self.counted(slot).unwrap_or_default())?;
+        self.tell_kernel(slot, before);
+        Ok(())
     }
 
     fn read_before(&self, container: &Container, counted: &[CpuTimes]) -> Result<Before> {
@@ -121,10 +145,9 @@ impl BpfMaps {
 
 impl Source for BpfMaps {
     fn cpu(&self, container: &Container) -> Result<Option<Cpu>> {
-        let Some(mut per_cpu) = self.slot(container)?.and_then(|slot| self.counted(slot)) else {
-            return Ok(None);
-        };
-        let before = self.before(container, || per_cpu.clone())?;
+        let Some(slot) = self.slot(container)? else { return Ok(None) };
+        let Some(mut per_cpu) = self.counted(slot) else { return Ok(None) };
+        let before = self.before(container, slot, || per_cpu.clone())?;
         for (counted, before) in per_cpu.iter_mut().zip(&before.per_cpu) {
             *counted = counted.zip(*before, u64::saturating_add);
         }
@@ -134,7 +157,7 @@ impl Source for BpfMaps {
     fn load(&self, container: &Container) -> Result<Option<Load>> {
         let Some(slot) = self.slot(container)? else { return Ok(None) };
         let Some(sample) = self.accounting.load_under(slot) else { return Ok(None) };
-        let before = self.before(container, || self.counted(slot).unwrap_or_default())?;
+        let before = self.before(container, slot, || self.counted(slot).unwrap_or_default())?;
         let since_ns = self.host.boottime_ns().saturating_sub(self.loaded_ns);
         let carried = before.average.advance(0, since_ns / PERIOD_NS);
         let is_younger = container.started_ns >= self.loaded_ns;

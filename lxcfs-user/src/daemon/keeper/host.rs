@@ -120,6 +120,7 @@ impl Host<'_> {
             store: Store::Keeper(std::process::id()),
             workers: Arc::clone(&parts.workers),
             has_given_up: true,
+            below: None,
         };
         match control::listen(socket) {
             Ok(listener) => {

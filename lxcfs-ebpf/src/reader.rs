@@ -1,0 +1,232 @@
+//! `/proc/loadavg` below FUSE: an iterator pinned in bpffs is a file whose program runs in its reader's own context.
+//!
+//! It prints what the daemon would (`files/loadavg.rs`), and needs no daemon. Where it cannot know the reader's container or
+//! what that was before the programs, the reader gets `EAGAIN`: never another's numbers, never the host's.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use aya_ebpf::bindings::{seq_file, task_struct};
+use aya_ebpf::helpers::bpf_get_current_task_btf;
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_seq_write};
+use lxcfs_abi::word::{self, RUN};
+use lxcfs_abi::{Ctrl, decay};
+
+use crate::sum::Load;
+use crate::text::Text;
+use crate::whose::Whose;
+use crate::{kernel, load, maps, sum, task, whose};
+
+/// What a program of an iterator returns to be asked again: its reader gets `EAGAIN`.
+const AGAIN: i32 = 1;
+
+/// The beginning of `struct bpf_iter_meta`.
+#[repr(C)]
+pub(crate) struct Meta {
+    seq: *mut seq_file,
+}
+
+/// `struct bpf_iter__bpf_map_elem`.
+#[repr(C)]
+pub(crate) struct IterContext {
+    meta: *const Meta,
+    map: *const c_void,
+    key: *const c_void,
+    value: *const c_void,
+}
+
+/// What the file says.
+struct Line {
+    /// Hundredths for 1, 5 and 15 minutes.
+    averages: [u64; 3],
+    running: u64,
+    threads: u64,
+    last_pid: u64,
+}
+
+/// Runs for the one element of the map, and once more behind it.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub(crate) extern "C" fn loadavg(ctx: *const IterContext) -> i32 {
+    // SAFETY: the context of this program type; the helper returns the current task.
+    unsafe {
+        if (*ctx).key.is_null() {
+            return 0;
+        }
+        let reader: *const task_struct = bpf_get_current_task_btf();
+        let whose = whose::find(reader);
+        let line = if whose.is_host { host(&whose) } else { container(reader, &whose) };
+        let Some(line) = line else { return AGAIN };
+        print((*(*ctx).meta).seq, &line);
+    }
+    0
+}
+
+/// What a reader in a container is told.
+///
+/// # Safety
+/// `reader` is the current task.
+#[inline(always)]
+unsafe fn container(reader: *const task_struct, whose: &Whose) -> Option<Line> {
+    let ctrl = maps::enabled()?;
+    let id = kernel::cgroup_id(whose.cgroup);
+    // SAFETY: the value is copied.
+    let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;
+    // SAFETY: by contract.
+    let carried = unsafe { carried(ctrl, whose, id, slot) }?;
+    // SAFETY: by contract.
+    let own = unsafe { running_in(reader) };
+    let (load, own_seen) = sum::load_under(slot, maps::jiffies(), own)?;
+    // Given back before we began, it may be another group's by now.
+    is_of(slot, id).then(|| line(&load, own_seen, carried, whose.last_pid))
+}
+
+#[inline(always)]
+fn is_of(slot: u32, id: u64) -> bool {
+    // SAFETY: a map value, whose word is read whole.
+    maps::slot(slot)
+        .is_some_and(|slot| unsafe { ptr::read_volatile(&raw const (*slot).cgroup_id) } == id)
+}
+
+/// What is left of the averages from before the programs. `None`: the container is older, and the daemon has not said.
+///
+/// # Safety
+/// `ctrl` is the map's element.
+#[inline(always)]
+unsafe fn carried(ctrl: *mut Ctrl, whose: &Whose, id: u64, slot: u32) -> Option<[u64; 3]> {
+    // SAFETY: map values; the daemon writes them once, before anybody reads here.
+    unsafe {
+        let loaded_ns = ptr::read_volatile(&raw const (*ctrl).loaded_boottime_ns);
+        let Some(earlier) = maps::EARLIER.get(id) else {
+            let counted_since_ns = ptr::read_volatile(&raw const (*ctrl).loaded_monotonic_ns);
+            let created_ns = ptr::read_volatile(&raw const (*maps::slot(slot)?).created_ns);
+            let is_younger = whose.started_ns >= loaded_ns || created_ns >= counted_since_ns;
+            return (loaded_ns != 0 && is_younger).then_some([u64::from(maps::zero()); 3]);
+        };
+        let [one, five, fifteen] = *earlier;
+        let periods = maps::boottime_ns().wrapping_sub(loaded_ns) / decay::PERIOD_NS;
+        let [a, b, c] = decay::EXPONENTS;
+        let rest = |average: u64, e| load::decayed(average as i64, 0, e, periods) as u64;
+        Some([rest(one, a), rest(five, b), rest(fifteen, c)])
+    }
+}
+
+/// The slot that `reader` is counted in as running; the overflow slot, which no container has, if it is in none.
+///
+/// # Safety
+/// `reader` is the current task.
+#[inline(always)]
+unsafe fn running_in(reader: *const task_struct) -> u32 {
+    // SAFETY: by contract; an entry's word is read whole.
+    unsafe {
+        let Some(entry) = task::find(reader) else { return lxcfs_abi::OVERFLOW_SLOT };
+        let word = ptr::read_volatile(&raw const (*entry).word);
+        if word & RUN == 0 { lxcfs_abi::OVERFLOW_SLOT } else { word::slot(word) }
+    }
+}
+
+/// As `source/bpf.rs` and `files/loadavg.rs` make it.
+#[inline(always)]
+fn line(load: &Load, own_seen: u64, carried: [u64; 3], last_pid: u32) -> Line {
+    let [a, b, c] = load.average;
+    let [d, e, f] = carried;
+    let running = others_running(load.running, own_seen);
+    Line {
+        averages: [hundredths(a, d), hundredths(b, e), hundredths(c, f)],
+        running,
+        threads: at_least(load.threads, running),
+        last_pid: u64::from(last_pid),
+    }
+}
+
+// Choices are made in functions of their own, each of which the verifier follows once, and not with everything behind it.
+
+/// Hundredths of a sum, which may have been caught between two events but is not below zero, and of what was before.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn hundredths(average: i64, carried: u64) -> u64 {
+    let average = if average < 0 { 0 } else { average as u64 };
+    let (whole, hundredths) = decay::hundredths(average.wrapping_add(carried));
+    100 * whole + hundredths
+}
+
+/// Whoever reads is counted as running only where nobody else is, because the daemon's readers sleep while they are answered.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn others_running(running: i64, own_seen: u64) -> u64 {
+    let running = if own_seen == 0 { running } else { running - 1 };
+    if running < 1 { 1 } else { running as u64 }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn at_least(number: i64, least: u64) -> u64 {
+    if number < least as i64 { least } else { number as u64 }
+}
+
+/// What the kernel tells a reader on the host (fs/proc/loadavg.c), from its own counts. `None`: their addresses are not known.
+#[inline(always)]
+fn host(whose: &Whose) -> Option<Line> {
+    let ctrl = maps::ctrl()?;
+    // SAFETY: a map value; the daemon writes the addresses before it makes the file.
+    let [avenrun, threads, runqueues, per_cpu_offset] =
+        unsafe { ptr::read_volatile(&raw const (*ctrl).symbols) };
+    if avenrun == 0 {
+        return None;
+    }
+    let at = |nth: u64| {
+        // SAFETY: a copy that does not fault, of an array of three words.
+        let average = unsafe { kernel::copy(avenrun + 8 * nth) };
+        hundredths((average << (decay::FRACTION_BITS - decay::KERNEL_BITS)) as i64, 0)
+    };
+    let mut queues = Queues { runqueues, per_cpu_offset, nr_running: 0 };
+    // SAFETY: the function has the type of a callback, and what it adds to outlives the call.
+    unsafe {
+        bpf_loop(maps::cpu_count(), queue as *mut c_void, ptr::from_mut(&mut queues).cast(), 0);
+    }
+    Some(Line {
+        averages: [at(0), at(1), at(2)],
+        running: queues.nr_running,
+        threads: u64::from(kernel::follow_u32(threads, 0)),
+        last_pid: u64::from(whose.last_pid),
+    })
+}
+
+#[repr(C)]
+struct Queues {
+    runqueues: u64,
+    per_cpu_offset: u64,
+    nr_running: u64,
+}
+
+/// Adds the run queue of one CPU.
+extern "C" fn queue(cpu: u64, queues: *mut Queues) -> i64 {
+    // SAFETY: what was handed to the helper, and nobody else's; copies that do not fault.
+    unsafe {
+        let offset = kernel::copy((*queues).per_cpu_offset + 8 * cpu);
+        let queue = (*queues).runqueues.wrapping_add(offset);
+        let running = kernel::follow_u32(queue, u64::from(kernel::O_RQ_NR_RUNNING.load()));
+        (*queues).nr_running += u64::from(running);
+    }
+    0
+}
+
+/// # Safety
+/// `file` is the iterator's.
+#[inline(always)]
+unsafe fn print(file: *mut seq_file, line: &Line) {
+    let mut text = Text::new();
+    for average in line.averages {
+        text.fraction(average);
+        text.byte(b' ');
+    }
+    text.number(line.running);
+    text.byte(b'/');
+    text.number(line.threads);
+    text.byte(b' ');
+    text.number(line.last_pid);
+    text.byte(b'\n');
+    let (bytes, length) = text.written();
+    // SAFETY: by contract; so many bytes are written.
+    unsafe { bpf_seq_write(file, bytes.cast(), length) };
+}

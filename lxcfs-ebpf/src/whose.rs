@@ -1,0 +1,146 @@
+//! Which container a reader is in, by the rule of the daemon's room `caller`, from the kernel's own structures.
+//!
+//! Addresses are followed by copies that do not fault: a container that ends meanwhile reads as nothing, and nothing is a reader
+//! whose container is not known.
+
+use aya_ebpf::bindings::task_struct;
+use lxcfs_abi::MAX_DEPTH;
+
+use crate::kernel::{self, follow, follow_u32};
+
+/// `PROC_PID_INIT_INO` and `PROC_CGROUP_INIT_INO` (include/linux/proc_ns.h): the namespaces the daemon is in.
+const HOST_PIDS: u32 = 0xefff_fffc;
+const HOST_CGROUPS: u32 = 0xefff_fffb;
+
+/// Leaves below a container's cgroup that inits are known to move to, as in `caller.rs`.
+const KNOWN_LEAVES: [[u8; 16]; 4] = [
+    *b"init.scope\0\0\0\0\0\0",
+    *b"init\0\0\0\0\0\0\0\0\0\0\0\0",
+    *b".lxc\0\0\0\0\0\0\0\0\0\0\0\0",
+    *b"container\0\0\0\0\0\0\0",
+];
+
+/// Whose file it is that is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Whose {
+    pub(crate) is_host: bool,
+    /// The address of the cgroup at the container's boundary; 0 where it is not known.
+    pub(crate) cgroup: u64,
+    /// When the container's init started, nanoseconds of CLOCK_BOOTTIME; 0 where it has none of its own.
+    pub(crate) started_ns: u64,
+    /// The newest pid in the reader's pid namespace.
+    pub(crate) last_pid: u32,
+}
+
+/// Whose the file is for `reader`.
+///
+/// # Safety
+/// `reader` is a task the verifier trusts.
+#[inline(always)]
+pub(crate) unsafe fn find(reader: *const task_struct) -> Whose {
+    // SAFETY: by contract.
+    let (pids, cgroups, own) = unsafe {
+        let pids = pid_namespace(kernel::load_u64(reader, &kernel::O_THREAD_PID));
+        let nsproxy = kernel::load_u64(reader, &kernel::O_NSPROXY);
+        (pids, follow(nsproxy, &kernel::O_CGROUP_NS), kernel::css_set(reader))
+    };
+    let cursor = follow_u32(pids, u64::from(kernel::O_IDR_NEXT.load()));
+    let mut whose =
+        Whose { is_host: false, cgroup: 0, started_ns: 0, last_pid: cursor.wrapping_sub(1) };
+    if pids == 0 || cgroups == 0 {
+        return whose;
+    }
+    let shares_pids = number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS;
+    let shares_cgroups = number(cgroups, kernel::O_CGROUPNS_NUMBER.load()) == HOST_CGROUPS;
+    if shares_pids && shares_cgroups {
+        whose.is_host = true;
+        return whose;
+    }
+    let init = if shares_pids { 0 } else { follow(pids, &kernel::O_CHILD_REAPER) };
+    if init != 0 && cgroup_namespace(init) == cgroups {
+        whose.started_ns = follow(init, &kernel::O_START_BOOTTIME);
+        let leaf = kernel::cgroup_of(follow(init, &kernel::O_CGROUPS));
+        let is_its_own = !shares_cgroups && !is_of_parent(pids, cgroups);
+        whose.cgroup = if is_its_own { root(cgroups, leaf) } else { without_known_leaf(leaf) };
+    } else {
+        // A pod with one pid namespace for several containers, or a service with a cgroup namespace of its own.
+        let leaf = kernel::cgroup_of(own);
+        whose.cgroup = if shares_cgroups { leaf } else { root(cgroups, leaf) };
+    }
+    // The root cgroup's numbers are the host's, and belong to no container.
+    if kernel::cgroup_parent(whose.cgroup) == 0 {
+        whose.cgroup = 0;
+    }
+    whose
+}
+
+/// The pid namespace a process was made in: that of its deepest number.
+#[inline(always)]
+fn pid_namespace(pid: u64) -> u64 {
+    let level = follow_u32(pid, u64::from(kernel::O_PID_LEVEL.load()));
+    // `struct upid` ends with its namespace.
+    let (namespace, length) = (u64::from(kernel::O_UPID_NS.load()), 8);
+    let numbers = pid + u64::from(kernel::O_PID_NUMBERS.load());
+    // SAFETY: a copy that does not fault.
+    unsafe { kernel::copy(numbers + u64::from(level) * (namespace + length) + namespace) }
+}
+
+#[inline(always)]
+fn cgroup_namespace(task: u64) -> u64 {
+    follow(follow(task, &kernel::O_NSPROXY), &kernel::O_CGROUP_NS)
+}
+
+#[inline(always)]
+fn number(namespace: u64, offset: u32) -> u32 {
+    follow_u32(namespace, u64::from(offset))
+}
+
+/// Whether the pid namespace above has an init that is in the cgroup namespace too.
+#[inline(always)]
+fn is_of_parent(pids: u64, cgroups: u64) -> bool {
+    let above = follow(pids, &kernel::O_PIDNS_PARENT);
+    let is_below_ours = above != 0 && number(above, kernel::O_PIDNS_NUMBER.load()) != HOST_PIDS;
+    is_below_ours && cgroup_namespace(follow(above, &kernel::O_CHILD_REAPER)) == cgroups
+}
+
+/// The root of a cgroup namespace, or `leaf` if that does not lie below it.
+#[inline(always)]
+fn root(cgroups: u64, leaf: u64) -> u64 {
+    let root = kernel::cgroup_of(follow(cgroups, &kernel::O_ROOT_CSET));
+    if leaf == root || is_below(leaf, root) != 0 { root } else { leaf }
+}
+
+/// Whether the cgroup `leaf` lies below `root`. A function of its own, which the verifier follows once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn is_below(leaf: u64, root: u64) -> u32 {
+    let mut at = leaf;
+    for _ in 0..MAX_DEPTH {
+        at = kernel::cgroup_parent(at);
+        if at == 0 {
+            break;
+        }
+        if at == root {
+            return 1;
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn without_known_leaf(cgroup: u64) -> u64 {
+    let [a, b] = words(&kernel::cgroup_name(cgroup));
+    for leaf in &KNOWN_LEAVES {
+        if words(leaf) == [a, b] {
+            return kernel::cgroup_parent(cgroup);
+        }
+    }
+    cgroup
+}
+
+/// A name as two numbers, which compare without a call.
+#[inline(always)]
+const fn words(name: &[u8; 16]) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *name;
+    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
+}

@@ -1,0 +1,133 @@
+//! The file below FUSE: a link of the program `loadavg`, pinned in a bpffs, and what that program has to be told.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::kept::READER;
+use super::load::failed;
+use super::maps::ctrl_word;
+use super::support::TRACEPOINTS;
+use super::{Accounting, Slot, Unavailable, sys};
+
+/// The name of the file.
+const FILE: &str = READER;
+
+/// Holds what counts, so that the file says what is true for as long as somebody has it.
+const COUNTING: &str = "counting";
+
+/// Addresses of the kernel's own counts, in the order of `Ctrl::symbols`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Symbols([u64; 4]);
+
+impl Symbols {
+    const NAMES: [&str; 4] = ["avenrun", "nr_threads", "runqueues", "__per_cpu_offset"];
+
+    /// From the content of `/proc/kallsyms`, lines `address type name`. `None`: one is missing, or no address is told.
+    #[must_use]
+    pub fn parse(kallsyms: &str) -> Option<Self> {
+        let mut found = [0; 4];
+        for line in kallsyms.lines() {
+            let mut words = line.split(' ');
+            let (address, name) = (words.next()?, words.nth(1).unwrap_or_default());
+            let place = Self::NAMES.iter().position(|known| *known == name);
+            if let Some(place) = place.and_then(|nth| found.get_mut(nth)) {
+                *place = u64::from_str_radix(address, 16).ok()?;
+            }
+        }
+        (!found.contains(&0)).then_some(Self(found))
+    }
+}
+
+impl Accounting {
+    /// Whether there can be a file below FUSE.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn below(&self) -> Result<(), &str> {
+        self.below.as_ref().copied().map_err(String::as_str)
+    }
+
+    /// Says since when everything is counted: nanoseconds of `CLOCK_BOOTTIME` and `CLOCK_MONOTONIC`.
+    pub fn counts_since(&self, boottime_ns: u64, monotonic_ns: u64) {
+        ctrl_word!(self.maps, loaded_boottime_ns).store(boottime_ns, Ordering::SeqCst);
+        ctrl_word!(self.maps, loaded_monotonic_ns).store(monotonic_ns, Ordering::SeqCst);
+    }
+
+    /// Says what the load averages (32 fraction bits) of a cgroup older than the programs were when they began.
+    ///
+    /// # Errors
+    /// As many cgroups as there can be have been told of.
+    pub fn was_earlier(&self, slot: Slot, average: [u64; 3]) -> Result<(), Unavailable> {
+        sys::update(self.maps.earlier.as_fd(), &slot.cgroup_id(), &average)
+            .map_err(failed("keep an earlier load average"))
+    }
+
+    /// Says where the kernel keeps what readers on the host are shown.
+    pub fn tell_symbols(&self, symbols: Symbols) {
+        let offset = std::mem::offset_of!(lxcfs_abi::Ctrl, symbols);
+        // The first one last: it is what tells that all are there.
+        for (nth, address) in symbols.0.into_iter().enumerate().rev() {
+            self.maps.ctrl.word(0, offset + 8 * nth).store(address, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes the file in `directory`, an empty bpffs.
+    ///
+    /// # Errors
+    /// It is no bpffs, or not ours to write to.
+    pub fn pin_below(&self, directory: &Path) -> Result<(), Unavailable> {
+        let counting = directory.join(COUNTING);
+        fs::create_dir(&counting).map_err(failed("make a directory in bpffs"))?;
+        for name in TRACEPOINTS {
+            let link = self.kept.get(name).map_err(failed("find a link"))?;
+            sys::pin(link, &counting.join(name)).map_err(failed("pin a link"))?;
+        }
+        let link = self.link().map_err(failed("make a file of the program loadavg"))?;
+        let file = directory.join(FILE);
+        sys::pin(link.as_fd(), &file).map_err(failed("pin the file"))?;
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o444);
+        fs::set_permissions(&file, readable).map_err(failed("let everybody read the file"))
+    }
+
+    fn link(&self) -> std::io::Result<OwnedFd> {
+        sys::link_elements(self.kept.get(READER)?, self.kept.get("CTRL")?)
+    }
+
+    /// Whether the file in `directory` is of these programs.
+    #[must_use]
+    pub fn is_below(&self, directory: &Path) -> bool {
+        let same = || -> std::io::Result<bool> {
+            let link = sys::pinned(&directory.join(FILE))?;
+            Ok(sys::program_of_link(link.as_fd())? == sys::program_number(self.kept.get(READER)?)?)
+        };
+        same().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_the_names() {
+        let text = "ffffffff81000000 T _text\n\
+            ffffffff82000010 B avenrun\n\
+            ffffffff82000020 D nr_threads\n\
+            0000000000030000 A runqueues\n\
+            ffffffff82000040 R __per_cpu_offset\n\
+            ffffffffc0000000 t avenrun_of_a_module\t[module]\n";
+        let found = [0xffff_ffff_8200_0010, 0xffff_ffff_8200_0020, 0x30000, 0xffff_ffff_8200_0040];
+        assert_eq!(Symbols::parse(text), Some(Symbols(found)));
+    }
+
+    #[test]
+    fn an_address_that_is_not_told_is_none() {
+        let hidden = "0000000000000000 B avenrun\n0000000000000000 D nr_threads\n\
+            0000000000000000 A runqueues\n0000000000000000 R __per_cpu_offset\n";
+        for text in ["", "x", "\n", hidden, "ffffffff82000010 B avenrun\n"] {
+            assert_eq!(Symbols::parse(text), None, "{text}");
+        }
+    }
+}
