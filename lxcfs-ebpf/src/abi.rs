@@ -173,6 +173,14 @@ pub struct Cpu {
     pub padding: [u64; 7],
 }
 
+/// A pid namespace: where it is, and its number, which tells whether it still is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PidNamespace {
+    pub address: u64,
+    pub number: u64,
+}
+
 const _: () = assert!(size_of::<Ctrl>() == 192);
 const _: () = assert!(size_of::<Slot>() == 64);
 const _: () = assert!(size_of::<Record>() == 128);

@@ -3,7 +3,7 @@
 //! Read in this order: [`maps`] (what is kept), [`sched`] (the events), [`task`] and [`slot`] (whose
 //! event it is), [`load`] and [`cpu`] (what is counted), [`life`] (moves and removals), [`seed`]
 //! (what was there before us, and repair), [`control`] (run on demand by user space), [`reader`] (a file that the kernel
-//! serves by itself: [`whose`] it is, the [`sum`] of its cgroups).
+//! serves by itself: [`whose`] it is, the [`sum`] of its cgroups), [`pids`] (the newest pid).
 //!
 //! On the host this is an empty main, so that the workspace builds with plain stable Rust.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -30,6 +30,8 @@ mod life;
 mod load;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod pids;
 #[cfg(target_arch = "bpf")]
 mod reader;
 #[cfg(target_arch = "bpf")]

@@ -44,9 +44,7 @@ pub(crate) unsafe fn find(reader: *const task_struct) -> Whose {
         let nsproxy = kernel::load_u64(reader, &kernel::O_NSPROXY);
         (pids, follow(nsproxy, &kernel::O_CGROUP_NS), kernel::css_set(reader))
     };
-    let cursor = follow_u32(pids, u64::from(kernel::O_IDR_NEXT.load()));
-    let mut whose =
-        Whose { is_host: false, cgroup: 0, started_ns: 0, last_pid: cursor.wrapping_sub(1) };
+    let mut whose = Whose { is_host: false, cgroup: 0, started_ns: 0, last_pid: newest_pid(pids) };
     if pids == 0 || cgroups == 0 {
         return whose;
     }
@@ -74,9 +72,15 @@ pub(crate) unsafe fn find(reader: *const task_struct) -> Whose {
     whose
 }
 
+/// The newest pid in a pid namespace, as `/proc/loadavg` has it: one less than where the next search begins.
+#[inline(always)]
+pub(crate) fn newest_pid(pids: u64) -> u32 {
+    follow_u32(pids, u64::from(kernel::O_IDR_NEXT.load())).wrapping_sub(1)
+}
+
 /// The pid namespace a process was made in: that of its deepest number.
 #[inline(always)]
-fn pid_namespace(pid: u64) -> u64 {
+pub(crate) fn pid_namespace(pid: u64) -> u64 {
     let level = follow_u32(pid, u64::from(kernel::O_PID_LEVEL.load()));
     // `struct upid` ends with its namespace.
     let (namespace, length) = (u64::from(kernel::O_UPID_NS.load()), 8);

@@ -33,6 +33,7 @@ mod maintain;
 pub(crate) mod mapping;
 mod maps;
 mod patch;
+mod pids;
 mod probe;
 mod report;
 mod sample;
@@ -45,6 +46,7 @@ pub use below::Symbols;
 use clock::{Clock, monotonic_ns};
 use kept::Kept;
 pub use kept::object_hash;
+pub use lxcfs_abi::PidNamespace;
 use maintain::Folder;
 pub use maintain::Reaped;
 use maps::{Maps, ctrl_word, slot_word};
@@ -159,6 +161,7 @@ pub struct Accounting {
     /// Everything that keeps the programs counting.
     kept: Kept,
     flush: OwnedFd,
+    newest_pid: Option<OwnedFd>,
     notifications: OwnedFd,
     /// Jiffy of the last flush: what a flush sees moves once per jiffy.
     flushed: AtomicU64,

@@ -33,6 +33,10 @@ pub(super) const PROGRAMS: [&str; 3] = ["seed", "flush", "fold"];
 /// The program of the file below FUSE, where there is one.
 pub(super) const READER: &str = "loadavg";
 
+/// Those that tell the newest pid of a pid namespace, where there are.
+pub(super) const PID_NAMESPACE: &str = "pid_namespace";
+pub(super) const NEWEST_PID: &str = "newest_pid";
+
 /// Descriptors by name.
 #[derive(Debug, Default)]
 pub(super) struct Kept(Vec<(String, OwnedFd)>);
@@ -115,7 +119,8 @@ impl Accounting {
             reconciled: Instant::now(),
         });
         let flushed = AtomicU64::new(0);
-        Ok(Self { maps, clock, kept, flush, notifications, flushed, upkeep, below })
+        let newest_pid = program(NEWEST_PID).ok();
+        Ok(Self { maps, clock, kept, flush, newest_pid, notifications, flushed, upkeep, below })
     }
 
     /// What another daemon needs to go on.

@@ -70,24 +70,33 @@ pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable
     for name in kept::PROGRAMS {
         kept.push(name, open(name)?);
     }
-    // Nothing else depends on it.
+    // Nothing else depends on these.
     let below = plan.below.clone().map_err(|reason| reason.to_string());
-    let below = below
-        .and_then(|()| load_reader(&mut ebpf, &btf).map_err(|unavailable| unavailable.to_string()));
-    let below = below.map(|reader| kept.push(kept::READER, reader));
+    let below = below.and_then(|()| load_below(&mut ebpf, &btf).map_err(|error| error.to_string()));
+    let below = below.map(|programs| {
+        for (name, program) in programs {
+            kept.push(name, program);
+        }
+    });
     let messages = report::reader(&mut ebpf);
     Ok(Loaded { kept, messages, clock, below })
 }
 
-/// Loads the program of the file below FUSE.
-fn load_reader(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd, Unavailable> {
-    let reader: &mut Iter = program(ebpf, kept::READER)?;
-    reader.load("bpf_map_elem", btf).map_err(refused(kept::READER)).inspect_err(|unavailable| {
-        if let Unavailable::Refused { verifier_log, .. } = unavailable {
-            tracing::debug!("{verifier_log}");
-        }
-    })?;
-    program_fd(ebpf, kept::READER).map_err(failed("open a program"))
+/// Loads what knows of namespaces: the program of the file below FUSE, and those that tell the newest pid.
+fn load_below(ebpf: &mut Ebpf, btf: &Btf) -> Result<Vec<(&'static str, OwnedFd)>, Unavailable> {
+    for (name, over) in [(kept::READER, "bpf_map_elem"), (kept::PID_NAMESPACE, "task")] {
+        let iterator: &mut Iter = program(ebpf, name)?;
+        iterator.load(over, btf).map_err(refused(name)).inspect_err(|unavailable| {
+            if let Unavailable::Refused { verifier_log, .. } = unavailable {
+                tracing::debug!("{verifier_log}");
+            }
+        })?;
+    }
+    let newest: &mut RawTracePoint = program(ebpf, kept::NEWEST_PID)?;
+    newest.load().map_err(refused(kept::NEWEST_PID))?;
+    let names = [kept::READER, kept::PID_NAMESPACE, kept::NEWEST_PID];
+    let open = |name| program_fd(ebpf, name).map(|program| (name, program));
+    names.into_iter().map(open).collect::<io::Result<_>>().map_err(failed("open a program"))
 }
 
 fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailable> {

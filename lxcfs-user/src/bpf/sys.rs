@@ -104,19 +104,33 @@ pub(crate) fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// A file whose reading runs an iterator program over everything it iterates over.
 pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<File> {
-    let of = |fd, attach_type| LinkAttr { fd, attach_type, ..LinkAttr::default() };
-    let link = make(BPF_LINK_CREATE, &of(fd_word(program), BPF_TRACE_ITER))?;
-    make(BPF_ITER_CREATE, &of(fd_word(link.as_fd()), 0)).map(File::from)
+    let attr =
+        LinkAttr { fd: fd_word(program), attach_type: BPF_TRACE_ITER, ..LinkAttr::default() };
+    open_iterator(make(BPF_LINK_CREATE, &attr)?.as_fd())
+}
+
+fn open_iterator(link: BorrowedFd<'_>) -> io::Result<File> {
+    let attr = LinkAttr { fd: fd_word(link), ..LinkAttr::default() };
+    make(BPF_ITER_CREATE, &attr).map(File::from)
+}
+
+/// A file whose reading runs an iterator program for the one task `tid`. From 6.1.
+pub(crate) fn iterate_task(program: BorrowedFd<'_>, tid: u32) -> io::Result<File> {
+    // `union bpf_iter_link_info`: thread, process, pidfd.
+    open_iterator(link_to(program, &[tid, 0, 0, 0])?.as_fd())
 }
 
 /// A link whose pin is a file that runs `program` for each element of `map` when it is read.
 pub(crate) fn link_elements(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // `union bpf_iter_link_info`.
-    let of = [fd_word(map), 0, 0, 0];
+    link_to(program, &[fd_word(map), 0, 0, 0])
+}
+
+/// A link of an iterator program over what `of`, a `union bpf_iter_link_info`, says.
+fn link_to(program: BorrowedFd<'_>, of: &[u32; 4]) -> io::Result<OwnedFd> {
     let attr = LinkAttr {
         fd: fd_word(program),
         attach_type: BPF_TRACE_ITER,
-        of: of.as_ptr() as u64,
+        of: std::ptr::from_ref(of) as u64,
         of_bytes: size_word::<[u32; 4]>(),
         ..LinkAttr::default()
     };

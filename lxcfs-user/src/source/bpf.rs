@@ -76,6 +76,14 @@ impl BpfMaps {
         Ok(container.history.before.get_or_init(|| before))
     }
 
+    /// As the kernel has it; else the newest there is, by a look at the threads.
+    fn last_pid(&self, container: &Container) -> u32 {
+        let find = || self.accounting.pid_namespace(container.init);
+        let namespace = *container.at_hand.pid_namespace.get_or_init(find);
+        let newest = namespace.and_then(|namespace| self.accounting.newest_pid(namespace));
+        newest.unwrap_or_else(|| self.files.last_pid(container))
+    }
+
     /// The file below FUSE needs it too.
     fn tell_kernel(&self, slot: Slot, before: &Before) {
         if let Err(error) = self.accounting.was_earlier(slot, before.average.to_fixed()) {
@@ -163,7 +171,7 @@ impl Source for BpfMaps {
         let is_younger = container.started_ns >= self.loaded_ns;
         let load = Load {
             average: carried.plus(average(&sample)),
-            tasks: Tasks { last_pid: self.files.last_pid(container), ..tasks(&sample) },
+            tasks: Tasks { last_pid: self.last_pid(container), ..tasks(&sample) },
             forks: is_younger.then_some(sample.forks),
             switches: Some(before.switches.saturating_add(sample.switches)),
         };

@@ -1,0 +1,46 @@
+//! The newest pid of a pid namespace, which the kernel tells nobody who is not in it.
+
+use aya_ebpf::bindings::{seq_file, task_struct};
+use aya_ebpf::helpers::generated::bpf_seq_write;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use lxcfs_abi::PidNamespace;
+
+use crate::kernel::{self, follow_u32};
+use crate::whose;
+
+/// `struct bpf_iter__task`, with the beginning of `struct bpf_iter_meta`.
+#[repr(C)]
+pub(crate) struct IterContext {
+    meta: *const *mut seq_file,
+    task: *const task_struct,
+}
+
+/// Tells user space the pid namespace of the one task the iterator was made for.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
+    // SAFETY: the context of this program type; `task` is null at the end of the walk.
+    unsafe {
+        let task = (*ctx).task;
+        if task.is_null() {
+            return 0;
+        }
+        let address = whose::pid_namespace(kernel::load_u64(task, &kernel::O_THREAD_PID));
+        let number = follow_u32(address, u64::from(kernel::O_PIDNS_NUMBER.load()));
+        let told = PidNamespace { address, number: u64::from(number) };
+        let bytes = size_of::<PidNamespace>() as u32;
+        bpf_seq_write(*(*ctx).meta, (&raw const told).cast(), bytes);
+    }
+    0
+}
+
+/// Run on demand with the two words of a [`PidNamespace`]: the newest pid in it, 0 if it is another one by now.
+#[raw_tracepoint]
+pub(crate) fn newest_pid(ctx: RawTracePointContext) -> i32 {
+    let (address, number): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    if u64::from(follow_u32(address, u64::from(kernel::O_PIDNS_NUMBER.load()))) != number {
+        return 0;
+    }
+    whose::newest_pid(address) as i32
+}
