@@ -1,8 +1,9 @@
 //! The newest pid of a pid namespace, which the kernel tells nobody who is not in it.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::generated::bpf_seq_write;
-use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use lxcfs_abi::PidNamespace;
 
@@ -35,9 +36,13 @@ pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
     0
 }
 
-/// Run on demand with the two words of a [`PidNamespace`]: the newest pid in it, 0 if it is another one by now.
-#[raw_tracepoint]
-pub(crate) fn newest_pid(ctx: RawTracePointContext) -> i32 {
+/// Run on demand with the two words of a [`PidNamespace`]: returns the newest pid in it, 0 if it is another one by now.
+///
+/// Without the macro of its program type, which returns 0 whatever we return.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp")]
+pub(crate) extern "C" fn newest_pid(ctx: *mut c_void) -> i32 {
+    let ctx = RawTracePointContext::new(ctx);
     let (address, number): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     if u64::from(follow_u32(address, u64::from(kernel::O_PIDNS_NUMBER.load()))) != number {
         return 0;

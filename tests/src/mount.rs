@@ -255,8 +255,10 @@ impl Drop for Daemon {
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.stop();
         }
-        // A crashed daemon leaves its mount; tests of crashes rely on it until here.
-        let _ = umount2(&self.mount_point(), MntFlags::MNT_DETACH);
+        // A crashed daemon leaves its mounts; tests of crashes rely on them until here. The last one made is on top.
+        for point in mounted_below(&self.directory).iter().rev().chain([&self.mount_point]) {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
@@ -294,11 +296,15 @@ fn command_at(directory: &Path, mount_point: &Path) -> Command {
 /// mountinfo cannot be read.
 #[must_use]
 pub fn is_mounted(path: &Path) -> bool {
+    !mounted_below(path).is_empty()
+}
+
+/// The places at or below `path` at which something is mounted.
+fn mounted_below(path: &Path) -> Vec<PathBuf> {
     let mut mounts = String::new();
     fs::File::open("/proc/self/mountinfo")
         .and_then(|mut file| file.read_to_string(&mut mounts))
         .expect("mountinfo can be read");
-    mounts
-        .lines()
-        .any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(path)))
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(path)).collect()
 }
