@@ -1,6 +1,8 @@
 //! The only reads of kernel structures. Where a member lies is found by the loader in the kernel's
 //! BTF and handed over as read-only globals, which are constants to the verifier.
 
+use core::ffi::c_void;
+
 use aya_ebpf::Global;
 use aya_ebpf::bindings::task_struct;
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes};
@@ -81,14 +83,24 @@ pub(crate) unsafe fn load(task: *const task_struct, global: &Global<u32>) -> u64
     }
 }
 
+/// A pointer in the task, as a number.
+///
+/// # Safety
+/// As [`load_u64`].
+#[inline(always)]
+pub(crate) unsafe fn address(task: *const task_struct, offset: &Global<u32>) -> u64 {
+    // SAFETY: an address inside the task, copied without faulting.
+    unsafe { copy(task as u64 + u64::from(offset.load())) }
+}
+
 /// The task's css_set as a number.
 ///
 /// # Safety
 /// As [`load_u64`].
 #[inline(always)]
 pub(crate) unsafe fn css_set(task: *const task_struct) -> u64 {
-    // SAFETY: an address inside the task, copied without faulting.
-    unsafe { copy(task as u64 + u64::from(O_CGROUPS.load())) }
+    // SAFETY: by contract.
+    unsafe { address(task, &O_CGROUPS) }
 }
 
 /// The cgroup of a css_set in the hierarchy that groups CPU time; 0 if it cannot be read.
@@ -96,6 +108,14 @@ pub(crate) unsafe fn css_set(task: *const task_struct) -> u64 {
 pub(crate) fn cgroup_of(css_set: u64) -> u64 {
     let group = follow(css_set, &O_CSET_GROUP);
     if GROUPED_BY_V1.load() == 0 { group } else { follow(group, &O_CSS_CGROUP) }
+}
+
+/// Inode number of the directory of a cgroup that the verifier knows as such.
+#[inline(always)]
+pub(crate) fn id_of(cgroup: *const c_void) -> u64 {
+    // SAFETY: an address inside the cgroup, copied without faulting.
+    let node = unsafe { copy(cgroup as u64 + u64::from(O_CGROUP_KN.load())) };
+    follow(node, &O_KN_ID)
 }
 
 /// Inode number of the cgroup's directory.
@@ -123,18 +143,32 @@ pub(crate) fn cgroup_name(cgroup: u64) -> [u8; 16] {
 /// The 8 bytes at `offset` behind `address`; 0 if they cannot be read.
 #[inline(always)]
 pub(crate) fn follow(address: u64, offset: &Global<u32>) -> u64 {
+    word_at(address, u64::from(offset.load()))
+}
+
+/// [`follow`] for numbers. A function of its own, which the verifier follows once: a chain of these would be as many choices
+/// between a number it knows, 0, and one it does not.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn word_at(address: u64, offset: u64) -> u64 {
     if address == 0 {
         return 0;
     }
     // SAFETY: a copy that does not fault.
-    unsafe { copy(address + u64::from(offset.load())) }
+    unsafe { copy(address + offset) }
 }
 
 /// The 4 bytes there, likewise.
 #[inline(always)]
 pub(crate) fn follow_u32(address: u64, offset: u64) -> u32 {
+    half_at(address, offset) as u32
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn half_at(address: u64, offset: u64) -> u64 {
     // SAFETY: a copy that does not fault.
-    unsafe { bpf_probe_read_kernel((address + offset) as *const u32) }.unwrap_or(0)
+    u64::from(unsafe { bpf_probe_read_kernel((address + offset) as *const u32) }.unwrap_or(0))
 }
 
 /// # Safety

@@ -151,7 +151,7 @@ pub(crate) fn cgroup_release(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn slot_of(cgroup: *const core::ffi::c_void) -> Option<*mut Slot> {
     maps::enabled()?;
-    let id = kernel::cgroup_id(cgroup as u64);
+    let id = kernel::id_of(cgroup);
     // SAFETY: the value is copied.
     let index = unsafe { maps::SLOT_OF.get(id) }?;
     maps::slot(*index)

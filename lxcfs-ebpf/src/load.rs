@@ -147,23 +147,17 @@ unsafe fn catch_up(record: *mut Record, now: u64) {
     }
 }
 
-/// The averages of a record at `now`, for a reader, who changes nothing. `next` is its first tick not yet in them.
-#[inline(always)]
-pub(crate) fn averages_at(now: u64, next: u64, average: [i64; 3], active: i64) -> [i64; 3] {
-    let ticks = if next == 0 { 0 } else { decay::ticks_due(now, next, TICK_JIFFIES.load()) };
-    let [one, five, fifteen] = decay::EXPONENTS;
-    let [a, b, c] = average;
-    if ticks == 0 || a | b | c | active == 0 {
-        return average;
-    }
-    [
-        decayed(a, active, one, ticks),
-        decayed(b, active, five, ticks),
-        decayed(c, active, fifteen, ticks),
-    ]
+// For readers, who change nothing. Functions of their own, of numbers alone: the verifier follows them once, and not each choice
+// in them together with each that comes behind.
+
+/// Ticks due at `now` of a record whose first tick not yet in its averages is `next`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn ticks_due(now: u64, next: u64) -> u64 {
+    if next == 0 { 0 } else { decay::ticks_due(now, next, TICK_JIFFIES.load()) }
 }
 
-/// [`decay::after`] in a function of its own, where the verifier knows no number and so cannot follow each power apart.
+/// One average after `ticks`, of which there is one at least, with `active` tasks at each.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn decayed(average: i64, active: i64, e: u64, ticks: u64) -> i64 {

@@ -27,7 +27,7 @@ pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
         if task.is_null() {
             return 0;
         }
-        let address = whose::pid_namespace(kernel::load_u64(task, &kernel::O_THREAD_PID));
+        let address = whose::pid_namespace(kernel::address(task, &kernel::O_THREAD_PID));
         let number = follow_u32(address, u64::from(kernel::O_PIDNS_NUMBER.load()));
         let told = PidNamespace { address, number: u64::from(number) };
         let bytes = size_of::<PidNamespace>() as u32;

@@ -14,7 +14,7 @@ use lxcfs_abi::{Ctrl, decay};
 
 use crate::sum::Load;
 use crate::text::Text;
-use crate::whose::Whose;
+use crate::whose::Reader;
 use crate::{kernel, load, maps, sum, task, whose};
 
 /// What a program of an iterator returns to be asked again: its reader gets `EAGAIN`.
@@ -53,32 +53,35 @@ pub(crate) extern "C" fn loadavg(ctx: *const IterContext) -> i32 {
         if (*ctx).key.is_null() {
             return 0;
         }
-        let reader: *const task_struct = bpf_get_current_task_btf();
-        let whose = whose::find(reader);
-        let line = if whose.is_host { host(&whose) } else { container(reader, &whose) };
+        let current: *const task_struct = bpf_get_current_task_btf();
+        let reader = whose::reader(current);
+        let line = match whose::boundary(reader.pids, reader.cgroups, reader.css_set) {
+            whose::HOST => host(reader),
+            cgroup => container(reader, cgroup, running_in(current)),
+        };
         let Some(line) = line else { return AGAIN };
         print((*(*ctx).meta).seq, &line);
     }
     0
 }
 
-/// What a reader in a container is told.
-///
-/// # Safety
-/// `reader` is the current task.
+/// What a reader in the container at `cgroup` is told, who is counted as running in the slot `own`.
 #[inline(always)]
-unsafe fn container(reader: *const task_struct, whose: &Whose) -> Option<Line> {
+fn container(reader: Reader, cgroup: u64, own: u32) -> Option<Line> {
     let ctrl = maps::enabled()?;
-    let id = kernel::cgroup_id(whose.cgroup);
+    let id = kernel::cgroup_id(cgroup);
     // SAFETY: the value is copied.
     let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;
-    // SAFETY: by contract.
-    let carried = unsafe { carried(ctrl, whose, id, slot) }?;
-    // SAFETY: by contract.
-    let own = unsafe { running_in(reader) };
-    let (load, own_seen) = sum::load_under(slot, maps::jiffies(), own)?;
+    // SAFETY: the map's element.
+    let carried = unsafe { carried(ctrl, reader, id, slot) }?;
+    let mut load = sum::nothing();
+    let (root, jiffies) = (u64::from(slot), maps::jiffies());
+    let said = sum::load_under(&raw mut load, root, jiffies, u64::from(own));
     // Given back before we began, it may be another group's by now.
-    is_of(slot, id).then(|| line(&load, own_seen, carried, whose.last_pid))
+    if said == 0 || !is_of(slot, id) {
+        return None;
+    }
+    Some(line(&load, said & sum::OWN_SEEN, carried, whose::newest_pid(reader.pids)))
 }
 
 #[inline(always)]
@@ -93,15 +96,19 @@ fn is_of(slot: u32, id: u64) -> bool {
 /// # Safety
 /// `ctrl` is the map's element.
 #[inline(always)]
-unsafe fn carried(ctrl: *mut Ctrl, whose: &Whose, id: u64, slot: u32) -> Option<[u64; 3]> {
+unsafe fn carried(ctrl: *mut Ctrl, reader: Reader, id: u64, slot: u32) -> Option<[u64; 3]> {
     // SAFETY: map values; the daemon writes them once, before anybody reads here.
     unsafe {
+        let none = [u64::from(maps::zero()); 3];
+        // A cgroup that came later has no past.
+        let counted_since_ns = ptr::read_volatile(&raw const (*ctrl).loaded_monotonic_ns);
+        if ptr::read_volatile(&raw const (*maps::slot(slot)?).created_ns) >= counted_since_ns {
+            return Some(none);
+        }
         let loaded_ns = ptr::read_volatile(&raw const (*ctrl).loaded_boottime_ns);
         let Some(earlier) = maps::EARLIER.get(id) else {
-            let counted_since_ns = ptr::read_volatile(&raw const (*ctrl).loaded_monotonic_ns);
-            let created_ns = ptr::read_volatile(&raw const (*maps::slot(slot)?).created_ns);
-            let is_younger = whose.started_ns >= loaded_ns || created_ns >= counted_since_ns;
-            return (loaded_ns != 0 && is_younger).then_some([u64::from(maps::zero()); 3]);
+            let is_younger = whose::started_ns(reader.pids, reader.cgroups) >= loaded_ns;
+            return is_younger.then_some(none);
         };
         let [one, five, fifteen] = *earlier;
         let periods = maps::boottime_ns().wrapping_sub(loaded_ns) / decay::PERIOD_NS;
@@ -166,7 +173,7 @@ pub(crate) extern "C" fn at_least(number: i64, least: u64) -> u64 {
 
 /// What the kernel tells a reader on the host (fs/proc/loadavg.c), from its own counts. `None`: their addresses are not known.
 #[inline(always)]
-fn host(whose: &Whose) -> Option<Line> {
+fn host(reader: Reader) -> Option<Line> {
     let ctrl = maps::ctrl()?;
     // SAFETY: a map value; the daemon writes the addresses before it makes the file.
     let [avenrun, threads, runqueues, per_cpu_offset] =
@@ -188,7 +195,7 @@ fn host(whose: &Whose) -> Option<Line> {
         averages: [at(0), at(1), at(2)],
         running: queues.nr_running,
         threads: u64::from(kernel::follow_u32(threads, 0)),
-        last_pid: u64::from(whose.last_pid),
+        last_pid: u64::from(whose::newest_pid(reader.pids)),
     })
 }
 

@@ -7,19 +7,18 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use lxcfs_abi::{EXTRA_RECORDS, Record};
+use lxcfs_abi::{EXTRA_RECORDS, Record, decay};
 
 use crate::{atomic, load, maps};
 
 /// As many steps as the kernel allows: records of some thousand cgroups on hundreds of CPUs.
 const MOST_STEPS: u32 = 1 << 23;
 
-/// Looks at a record that its writer overtook, and at a slot whose records were moved into each other. A writer has interrupts
-/// off, so one suffices mostly; who starves takes what it has.
+/// Looks at a record that its writer overtook. It has interrupts off, so one suffices mostly; who starves takes what it has.
 const ATTEMPTS: u64 = 16;
 
-/// Walks during which a slot was given back.
-const WALKS: u64 = 16;
+/// Walks during which records were moved into each other, or a slot was given back.
+const WALKS: u64 = 64;
 
 /// What is summed.
 #[derive(Clone, Copy)]
@@ -31,25 +30,23 @@ pub(crate) struct Load {
     pub(crate) threads: i64,
 }
 
-/// A walk through a subtree. Whole words, none of them known when it begins, and set back from one that is not known either:
-/// numbers that the verifier knows would make every step another one to it, and it would follow them all.
+/// A walk through a subtree. Whole words, each of which is of a number that the verifier does not know and finds nowhere else:
+/// one that it knows, or one that two words share, would make every step another one to it, and it would follow them all.
 #[repr(C)]
 struct Walk {
-    /// Of the slots before this one, and with what of this one has been read.
-    before: Load,
     sum: Load,
     jiffies: u64,
-    zero: u64,
     root: u64,
     /// The slot, and its record that is next.
     at: u64,
     nth: u64,
-    /// The slot whose subtree has been read: on to what comes behind it. 0: none.
-    left: u64,
+    /// Not 0: the subtree of `at` has been read, on to what comes behind it.
+    climbs: u64,
     /// The sequence of the slot's shared record when its first one was read.
     sequence: u64,
+    /// Of a record.
     attempts: u64,
-    /// Where the reader counts, and the same once that was passed.
+    /// Where the reader counts, and whether that was passed.
     own: u64,
     own_seen: u64,
     /// `Ctrl::fold_sequence` when the walk began.
@@ -58,45 +55,58 @@ struct Walk {
     is_whole: u64,
 }
 
-/// The load of the subtree of `root` at `jiffies`, and `own` if that slot is in it, else 0. `None`: it changed too often.
-#[inline(always)]
-pub(crate) fn load_under(root: u32, jiffies: u64, own: u32) -> Option<(Load, u64)> {
-    let zero = u64::from(maps::zero());
-    let nothing = nothing(zero);
+/// Puts the load of the subtree of `root` at `jiffies` into `load`. Returns 0 if it changed too often; else 1, and 2 more if the slot
+/// `own` is in it. A function of its own, which the verifier follows once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn load_under(load: *mut Load, root: u64, jiffies: u64, own: u64) -> u64 {
     let mut walk = Walk {
-        before: nothing,
-        sum: nothing,
+        sum: nothing(),
         jiffies,
-        zero,
-        root: u64::from(root),
-        at: u64::from(root),
-        nth: zero,
-        left: zero,
-        sequence: zero,
-        attempts: zero,
-        own: u64::from(own),
-        own_seen: zero,
+        root,
+        at: root + zero(),
+        nth: zero(),
+        climbs: zero(),
+        sequence: zero(),
+        attempts: zero(),
+        own,
+        own_seen: zero(),
         fold: maps::fold_sequence(),
-        walks_left: zero + WALKS,
+        walks_left: zero() + WALKS,
         is_whole: 0,
     };
     atomic::barrier();
     // SAFETY: the function has the type of a callback, and the walk outlives the call.
     unsafe { bpf_loop(MOST_STEPS, step as *mut c_void, ptr::from_mut(&mut walk).cast(), 0) };
-    (walk.is_whole != 0).then_some((walk.sum, walk.own_seen))
+    if load.is_null() || walk.is_whole == 0 {
+        return 0;
+    }
+    // SAFETY: the caller's, and not null.
+    unsafe { *load = walk.sum };
+    if walk.own_seen == 0 { WHOLE } else { WHOLE | OWN_SEEN }
 }
 
+/// See [`load_under`].
+pub(crate) const WHOLE: u64 = 1;
+pub(crate) const OWN_SEEN: u64 = 2;
+
 #[inline(always)]
-const fn nothing(zero: u64) -> Load {
-    let zero = zero as i64;
-    Load { average: [zero; 3], running: zero, threads: zero }
+fn zero() -> u64 {
+    u64::from(maps::zero())
+}
+
+/// All of it zero.
+#[inline(always)]
+pub(crate) fn nothing() -> Load {
+    let zero = || zero() as i64;
+    Load { average: [zero(), zero(), zero()], running: zero(), threads: zero() }
 }
 
 /// One step; 1 ends the walk.
 extern "C" fn step(_nth: u64, walk: *mut Walk) -> i64 {
     // SAFETY: the walk that was handed to the helper, and nobody else's.
     let walk = unsafe { &mut *walk };
-    if walk.left != 0 {
+    if walk.climbs != 0 {
         return climb(walk);
     }
     let slot = walk.at as u32;
@@ -116,27 +126,24 @@ extern "C" fn step(_nth: u64, walk: *mut Walk) -> i64 {
     0
 }
 
-/// The slot is read: again, if a transfer came between, or on to its first child.
+/// The slot is read: on to its first child.
 #[inline(always)]
 fn leave(walk: &mut Walk) -> i64 {
     let index = walk.at as u32;
     atomic::barrier();
     let now = sequence(maps::shared_index(index));
-    walk.nth = walk.zero;
-    if (now != walk.sequence || now & 1 != 0) && walk.attempts < ATTEMPTS {
-        walk.attempts += 1;
-        walk.sum = walk.before;
-        return 0;
+    if now != walk.sequence || now & 1 != 0 {
+        return again(walk);
     }
-    walk.attempts = walk.zero;
-    walk.before = walk.sum;
+    walk.nth = zero();
+    walk.attempts = zero();
     if walk.at == walk.own {
-        walk.own_seen = walk.own;
+        walk.own_seen = zero() | 1;
     }
     let Some(slot) = maps::slot(index) else { return 1 };
     // SAFETY: a map value, whose word is read whole.
     match unsafe { ptr::read_volatile(&raw const (*slot).first_child) } {
-        0 => walk.left = walk.at,
+        0 => walk.climbs = zero() | 1,
         child => walk.at = u64::from(child),
     }
     0
@@ -145,10 +152,16 @@ fn leave(walk: &mut Walk) -> i64 {
 /// To the next sibling, else to the parent and its.
 #[inline(always)]
 fn climb(walk: &mut Walk) -> i64 {
-    if walk.left == walk.root {
-        return end(walk);
+    if walk.at == walk.root {
+        atomic::barrier();
+        let fold = maps::fold_sequence();
+        if fold != walk.fold || fold & 1 != 0 {
+            return again(walk);
+        }
+        walk.is_whole = 1;
+        return 1;
     }
-    let Some(slot) = maps::slot(walk.left as u32) else { return 1 };
+    let Some(slot) = maps::slot(walk.at as u32) else { return 1 };
     // SAFETY: a map value, whose words are read whole.
     let (sibling, parent) = unsafe {
         (
@@ -157,31 +170,34 @@ fn climb(walk: &mut Walk) -> i64 {
         )
     };
     if sibling == 0 {
-        walk.left = u64::from(parent);
+        walk.at = u64::from(parent);
         return i64::from(parent == 0);
     }
     walk.at = u64::from(sibling);
-    walk.left = walk.zero;
+    walk.climbs = zero();
     0
 }
 
-/// All is read: once more from the beginning, if a slot was given back meanwhile.
+/// Once more from the beginning: records were moved into each other, or a slot was given back meanwhile.
 #[inline(always)]
-fn end(walk: &mut Walk) -> i64 {
-    atomic::barrier();
-    let fold = maps::fold_sequence();
-    if fold == walk.fold && fold & 1 == 0 {
-        walk.is_whole = 1;
-        return 1;
-    }
+fn again(walk: &mut Walk) -> i64 {
+    walk.sum = nothing();
+    walk.at = walk.root + zero();
+    walk.nth = zero();
+    walk.climbs = zero();
+    walk.attempts = zero();
+    walk.own_seen = zero();
+    walk.fold = maps::fold_sequence();
     walk.walks_left = walk.walks_left.wrapping_sub(1);
-    walk.fold = fold;
-    walk.at = walk.root;
-    walk.left = walk.zero;
-    walk.own_seen = walk.zero;
-    walk.sum = nothing(walk.zero);
-    walk.before = walk.sum;
+    atomic::barrier();
     i64::from(walk.walks_left == 0)
+}
+
+/// A function of its own, or the verifier would know more of the number behind it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn may_retry(attempts: u64) -> u64 {
+    u64::from(attempts < ATTEMPTS)
 }
 
 #[inline(always)]
@@ -205,11 +221,18 @@ fn add(record: *mut Record, walk: &mut Walk) -> bool {
         let threads = i64::from(ptr::read_volatile(&raw const (*record).nr_tasks));
         atomic::barrier();
         let after = ptr::read_volatile(&raw const (*record).sequence);
-        if (before != after || before & 1 != 0) && walk.attempts < ATTEMPTS {
+        // What is rare is left to functions.
+        if (before != after || before & 1 != 0) && may_retry(walk.attempts) != 0 {
             return false;
         }
-        let [a, b, c] = load::averages_at(walk.jiffies, next, average, running + blocked);
-        let [x, y, z] = walk.sum.average;
+        let (ticks, active) = (load::ticks_due(walk.jiffies, next), running + blocked);
+        let ([mut a, mut b, mut c], [x, y, z]) = (average, walk.sum.average);
+        if ticks != 0 && a | b | c | active != 0 {
+            let [one, five, fifteen] = decay::EXPONENTS;
+            a = load::decayed(a, active, one, ticks);
+            b = load::decayed(b, active, five, ticks);
+            c = load::decayed(c, active, fifteen, ticks);
+        }
         walk.sum.average = [x + a, y + b, z + c];
         walk.sum.running += running;
         walk.sum.threads += threads;

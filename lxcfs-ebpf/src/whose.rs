@@ -20,56 +20,75 @@ const KNOWN_LEAVES: [[u8; 16]; 4] = [
     *b"container\0\0\0\0\0\0\0",
 ];
 
-/// Whose file it is that is read.
+/// What is found instead of a cgroup's address: the reader is on the host.
+pub(crate) const HOST: u64 = 1;
+
+/// The namespaces of a reader, and where it is counted: addresses.
 #[derive(Clone, Copy)]
-pub(crate) struct Whose {
-    pub(crate) is_host: bool,
-    /// The address of the cgroup at the container's boundary; 0 where it is not known.
-    pub(crate) cgroup: u64,
-    /// When the container's init started, nanoseconds of CLOCK_BOOTTIME; 0 where it has none of its own.
-    pub(crate) started_ns: u64,
-    /// The newest pid in the reader's pid namespace.
-    pub(crate) last_pid: u32,
+pub(crate) struct Reader {
+    pub(crate) pids: u64,
+    pub(crate) cgroups: u64,
+    pub(crate) css_set: u64,
 }
 
-/// Whose the file is for `reader`.
-///
 /// # Safety
 /// `reader` is a task the verifier trusts.
 #[inline(always)]
-pub(crate) unsafe fn find(reader: *const task_struct) -> Whose {
+pub(crate) unsafe fn reader(reader: *const task_struct) -> Reader {
     // SAFETY: by contract.
-    let (pids, cgroups, own) = unsafe {
-        let pids = pid_namespace(kernel::load_u64(reader, &kernel::O_THREAD_PID));
-        let nsproxy = kernel::load_u64(reader, &kernel::O_NSPROXY);
-        (pids, follow(nsproxy, &kernel::O_CGROUP_NS), kernel::css_set(reader))
-    };
-    let mut whose = Whose { is_host: false, cgroup: 0, started_ns: 0, last_pid: newest_pid(pids) };
+    unsafe {
+        Reader {
+            pids: pid_namespace(kernel::address(reader, &kernel::O_THREAD_PID)),
+            cgroups: follow(kernel::address(reader, &kernel::O_NSPROXY), &kernel::O_CGROUP_NS),
+            css_set: kernel::css_set(reader),
+        }
+    }
+}
+
+// These are functions of their own, of numbers alone: the verifier follows them once, and not each way through them together
+// with each way through what comes behind.
+
+/// The address of the cgroup at the boundary of a reader's container; 0 where it is not known.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 {
     if pids == 0 || cgroups == 0 {
-        return whose;
+        return 0;
     }
     let shares_pids = number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS;
     let shares_cgroups = number(cgroups, kernel::O_CGROUPNS_NUMBER.load()) == HOST_CGROUPS;
     if shares_pids && shares_cgroups {
-        whose.is_host = true;
-        return whose;
+        return HOST;
     }
-    let init = if shares_pids { 0 } else { follow(pids, &kernel::O_CHILD_REAPER) };
-    if init != 0 && cgroup_namespace(init) == cgroups {
-        whose.started_ns = follow(init, &kernel::O_START_BOOTTIME);
+    let init = if shares_pids { 0 } else { init_in(pids, cgroups) };
+    let cgroup = if init != 0 {
         let leaf = kernel::cgroup_of(follow(init, &kernel::O_CGROUPS));
         let is_its_own = !shares_cgroups && !is_of_parent(pids, cgroups);
-        whose.cgroup = if is_its_own { root(cgroups, leaf) } else { without_known_leaf(leaf) };
+        if is_its_own { root(cgroups, leaf) } else { without_known_leaf(leaf) }
     } else {
         // A pod with one pid namespace for several containers, or a service with a cgroup namespace of its own.
-        let leaf = kernel::cgroup_of(own);
-        whose.cgroup = if shares_cgroups { leaf } else { root(cgroups, leaf) };
-    }
+        let leaf = kernel::cgroup_of(css_set);
+        if shares_cgroups { leaf } else { root(cgroups, leaf) }
+    };
     // The root cgroup's numbers are the host's, and belong to no container.
-    if kernel::cgroup_parent(whose.cgroup) == 0 {
-        whose.cgroup = 0;
+    if kernel::cgroup_parent(cgroup) == 0 { 0 } else { cgroup }
+}
+
+/// When the init of a reader's container started, nanoseconds of CLOCK_BOOTTIME; 0 where it has none of its own.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn started_ns(pids: u64, cgroups: u64) -> u64 {
+    if number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS {
+        return 0;
     }
-    whose
+    follow(init_in(pids, cgroups), &kernel::O_START_BOOTTIME)
+}
+
+/// The init of a pid namespace, if it is in the cgroup namespace too; else 0.
+#[inline(always)]
+fn init_in(pids: u64, cgroups: u64) -> u64 {
+    let init = follow(pids, &kernel::O_CHILD_REAPER);
+    if cgroup_namespace(init) == cgroups { init } else { 0 }
 }
 
 /// The newest pid in a pid namespace, as `/proc/loadavg` has it: one less than where the next search begins.

@@ -61,10 +61,17 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(3_600);
 pub enum Unavailable {
     #[error(transparent)]
     Unsupported(#[from] support::Reason),
-    #[error("the kernel refused the program `{program}`: {source}")]
+    #[error("the kernel refused the program `{program}`: {source}: {}", last_word(verifier_log))]
     Refused { program: &'static str, source: io::Error, verifier_log: String },
     #[error("cannot {operation}: {source}")]
     Failed { operation: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+/// What the verifier objected to: the last line that is no summary of its work.
+fn last_word(verifier_log: &str) -> &str {
+    let summary = ["processed ", "verification time ", "stack depth "];
+    let is_word = |line: &&str| !line.is_empty() && !summary.iter().any(|s| line.starts_with(s));
+    verifier_log.lines().rev().map(str::trim).find(is_word).unwrap_or("it says nothing")
 }
 
 /// How much is kept.

@@ -1,7 +1,7 @@
 //! `/proc/loadavg` served by the kernel itself (`--kernel-files loadavg`): what it says, to whom, and what it outlives.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -52,9 +52,13 @@ fn says_the_same(daemon: &Daemon, shell: &mut Running, pid: u32) -> Result<()> {
         let (rest, newest) = text.trim_end().rsplit_once(' ').context("one word")?;
         Ok((rest.to_owned(), newest.parse()?))
     };
-    let mut said = Vec::new();
+    let (mut said, stat) = (Vec::new(), format!("/proc/{}/stat", shell.init()));
     for _ in 0..20 {
         let (before, oldest) = split(&shell.say(READ)?)?;
+        // It has answered, and may run on for a moment.
+        lxcfs_tests::wait_for("the shell to sleep", || {
+            fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "))
+        });
         let (daemons, newest) = split(&daemon.page_as(pid, "loadavg")?)?;
         let (after, latest) = split(&shell.say(READ)?)?;
         if after == before {
@@ -128,6 +132,39 @@ fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
     Ok(())
 }
 
+/// Containers of several leaves with tasks that run, wait in the kernel and sleep; `cargo xtask soak` has more of them.
+#[test]
+fn under_load_it_says_the_same_in_every_container() -> Result<()> {
+    let daemon = below()?;
+    let mut containers = Vec::new();
+    for nth in 0..number("LXCFS_TEST_BELOW_CONTAINERS", 3) {
+        let cgroup = Cgroup::new("below-load")?;
+        let leaves = [cgroup.leaf("one")?, cgroup.leaf("two")?];
+        let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
+        shell.enter(&leaves[0])?;
+        let kind = if nth % 10 == 0 { "nice" } else { "vfork" };
+        let burdens = [
+            Burden::start(kind, 1 + nth % 3, &leaves[1]),
+            Burden::start("sleep", 1 + nth % 5, &leaves[0]),
+        ];
+        containers.push((shell, burdens, leaves, cgroup));
+    }
+    let mut left = number("LXCFS_TEST_BELOW_READINGS", 30);
+    while left > 0 {
+        for (shell, ..) in &mut containers {
+            let init = shell.init();
+            says_the_same(&daemon, shell, init)?;
+            left = left.saturating_sub(1);
+        }
+    }
+    Ok(())
+}
+
+/// A number that `cargo xtask soak` sets.
+fn number(variable: &str, usual: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
 /// A container in a container, with and without a cgroup namespace of its own.
 #[test]
 fn a_nested_container_reads_its_own() -> Result<()> {
@@ -166,8 +203,8 @@ fn it_outlives_the_daemon() -> Result<()> {
     ensure!(uptime.contains("not connected"), "the daemon is dead: {uptime}");
     let _waiting = Burden::start("vfork", 3, &cgroup);
     let started = Instant::now();
-    let patience = lxcfs_tests::patience(Duration::from_secs(16));
-    while started.elapsed() < patience {
+    let length = Duration::from_secs(number("LXCFS_TEST_BELOW_SECONDS", 16).into());
+    while started.elapsed() < length {
         let text = shell.say(READ)?;
         let [one, five, fifteen] = lxcfs_tests::averages(&text)?;
         // Of three tasks since so many samples, more or less the one that falls between two looks.
@@ -273,7 +310,7 @@ fn a_reader_on_the_host_reads_the_host() -> Result<()> {
     let mut text = String::new();
     let read = file.read_to_string(&mut text);
     if by.contains("EAGAIN") {
-        ensure!(read.is_err_and(|error| error.raw_os_error() == Some(libc_eagain())), "{text}");
+        ensure!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{text}");
         let kallsyms = fs::read_to_string("/proc/kallsyms")?;
         ensure!(!kallsyms.lines().any(|line| line.ends_with(" avenrun")), "it is told: {by}");
         return Ok(());
@@ -291,10 +328,6 @@ fn a_reader_on_the_host_reads_the_host() -> Result<()> {
         differ.push(before);
     }
     anyhow::bail!("never twice the same: {differ:?}")
-}
-
-const fn libc_eagain() -> i32 {
-    nix::errno::Errno::EAGAIN as i32
 }
 
 /// Containers that end while they read: whatever is read is a line of theirs.

@@ -37,7 +37,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use self::phases::Effort;
 use self::reading::Place;
 use self::results::{Machine, Noise, Results};
-use self::subjects::{DEBIAN, FLOOR, OURS, Subject};
+use self::subjects::{BELOW, DEBIAN, FLOOR, OURS, Subject};
 
 /// The command line.
 #[derive(Debug, clap::Args)]
@@ -223,8 +223,12 @@ impl Run<'_> {
 
     fn start(&mut self) -> Result<()> {
         let cgroups = (self.args.containers + 6_000).to_string();
-        let ours = Subject::ours(&["--no-keeper", "--cgroups", &cgroups])?;
+        let ours =
+            Subject::ours(&["--no-keeper", "--cgroups", &cgroups, "--kernel-files", "loadavg"])?;
         self.subjects = vec![Subject::floor()?, ours];
+        if let Err(why) = subjects::uncover() {
+            self.results.absent.insert(BELOW.to_owned(), format!("{why:#}"));
+        }
         self.results.machine.accounting = subjects::accounting()?;
         let debian = lxcfs_tests::debian::lxcfs()
             .and_then(|(program, library)| Subject::like_lxcfs(DEBIAN, &program, Some(&library)));

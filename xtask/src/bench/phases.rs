@@ -9,8 +9,8 @@ use lxcfs_tests::bench::{First, Rate, Timing};
 use super::reading::{self, Place};
 use super::results::{BySubject, Cold, Cost, Crowd};
 use super::stats::median;
-use super::subjects::{FLOOR, KERNEL, OURS, Subject};
-use super::{process, syscalls};
+use super::subjects::{BELOW, FLOOR, KERNEL, OURS, Subject};
+use super::{process, subjects, syscalls};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,8 @@ pub(super) fn places(subjects: &[Subject], file: &str) -> (Vec<String>, Vec<Path
     let own =
         subjects.iter().filter_map(|subject| Some((subject.name.clone(), subject.path(file)?)));
     let kernel = (KERNEL.to_owned(), PathBuf::from(format!("/{file}")));
-    own.chain([kernel]).unzip()
+    let below = subjects::below(file).map(|path| (BELOW.to_owned(), path));
+    own.chain(below).chain([kernel]).unzip()
 }
 
 /// The time of one file in `mode`, for everybody who has it.

@@ -27,6 +27,12 @@ pub(super) const DEBIAN: &str = "debian";
 /// The name of the kernel's own files, which no daemon serves.
 pub(super) const KERNEL: &str = "kernel";
 
+/// The name of our file that no daemon serves either.
+pub(super) const BELOW: &str = "below";
+
+/// The one there is.
+pub(super) const BELOW_FILE: &str = "proc/loadavg";
+
 /// A daemon that runs. Dropping it ends it and takes its mount away.
 #[derive(Debug)]
 pub(super) struct Subject {
@@ -51,7 +57,7 @@ impl Subject {
         fs::create_dir_all(&runtime)?;
         let mut command = daemon(&program("lxcfs"));
         command.arg("--runtime-dir").arg(runtime).args(options).arg(&point);
-        Self::start(OURS, point, command, "proc/loadavg")
+        Self::start(OURS, point, command, "proc/uptime")
     }
 
     /// Starts a program with the command line of LXCFS. `libraries` is where its own library is.
@@ -150,15 +156,42 @@ pub(super) fn program(name: &str) -> PathBuf {
         .map_or(debug.clone(), |target| target.join("release").join(name))
 }
 
+/// Our file below FUSE, if there is one.
+pub(super) fn below(file: &str) -> Option<PathBuf> {
+    let name = format!("{BASE}/{OURS}").trim_matches('/').replace('/', "-");
+    let pinned = Path::new(BASE).join("run/lxcfs").join(format!("{name}.bpf")).join("loadavg");
+    (file == BELOW_FILE && pinned.exists()).then_some(pinned)
+}
+
+/// Waits for the file below FUSE to be made, and takes it off our mount: both ways are to be measured.
+pub(super) fn uncover() -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = status()?;
+        let from = status["loadavg_from"].as_str().unwrap_or("nobody").to_owned();
+        if from.starts_with("the kernel") {
+            let covered = Path::new(BASE).join(OURS).join(BELOW_FILE);
+            return umount2(&covered, MntFlags::empty()).context("uncover the daemon's file");
+        }
+        ensure!(from.starts_with("not yet") && Instant::now() < deadline, "served by {from}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// What our daemon says supplies CPU time.
 pub(super) fn accounting() -> Result<String> {
-    let mut status = Command::new(program("lxcfs"));
-    status.args(["status", "--json", "--runtime-dir"]).arg(Path::new(BASE).join("run"));
-    let output = status.arg(Path::new(BASE).join(OURS)).output().context("ask lxcfs")?;
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).context("its status")?;
+    let status = status()?;
     let supplies = status["supplies"].as_array().context("it supplies nothing")?;
     let cpu = supplies.iter().find(|supply| supply["group"] == "cpu");
     Ok(cpu.and_then(|cpu| cpu["from"].as_str()).unwrap_or("nothing").to_owned())
+}
+
+/// What our daemon says of itself.
+fn status() -> Result<serde_json::Value> {
+    let mut status = Command::new(program("lxcfs"));
+    status.args(["status", "--json", "--runtime-dir"]).arg(Path::new(BASE).join("run"));
+    let output = status.arg(Path::new(BASE).join(OURS)).output().context("ask lxcfs")?;
+    serde_json::from_slice(&output.stdout).context("its status")
 }
 
 /// A command that ends with us, and not by a Ctrl-C that is meant for us.
@@ -180,6 +213,9 @@ fn place(name: &str) -> Result<PathBuf> {
 
 /// Takes away what this run, or one that was killed, has left at our place.
 pub(super) fn clear() {
+    if let Some(pins) = below(BELOW_FILE).as_deref().and_then(Path::parent) {
+        let _ = umount2(pins, MntFlags::MNT_DETACH);
+    }
     for name in fs::read_dir(BASE).into_iter().flatten().flatten() {
         while umount2(&name.path(), MntFlags::MNT_DETACH).is_ok() {}
     }

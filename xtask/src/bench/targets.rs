@@ -2,7 +2,7 @@
 
 use super::results::{BySubject, Results, Target};
 use super::stats::{median, ratio};
-use super::subjects::{DEBIAN, FLOOR, OURS};
+use super::subjects::{BELOW, BELOW_FILE, DEBIAN, FLOOR, KERNEL, OURS};
 
 /// Where the ratio of a file may be so far from the true one, no number of the run is to be trusted.
 const LARGEST_DOUBT: f64 = 0.05;
@@ -68,6 +68,7 @@ pub(super) fn all(results: &Results) -> Vec<Target> {
         }
     }
     containers(results, &mut targets);
+    below(results, &mut targets);
     idle(results, &mut targets);
     targets
 }
@@ -114,6 +115,25 @@ fn containers(results: &Results, targets: &mut Vec<Target>) {
         if let (Some(alone), Some(among)) = (alone, to_floor(timings)) {
             let what = format!("/{file}: with {} containers, times with one", many.count);
             targets.push(at_most(&what, among / alone, 1.15, 2));
+        }
+    }
+}
+
+/// The file below FUSE, with one container and with many.
+fn below(results: &Results, targets: &mut Vec<Target>) {
+    let all = [results.containers.first(), results.containers.last()];
+    for containers in all.into_iter().flatten() {
+        let Some(timings) = containers.timings.get(BELOW_FILE) else { continue };
+        for (whose, name, most) in
+            [("the kernel's own", KERNEL, 1.25), ("the null file", FLOOR, 0.5)]
+        {
+            if let (Some(ours), Some(theirs)) = (timings.get(BELOW), timings.get(name)) {
+                let what = format!(
+                    "/{BELOW_FILE} below FUSE with {} containers: times {whose}",
+                    containers.count
+                );
+                targets.push(at_most(&what, ratio(ours, theirs), most, 2));
+            }
         }
     }
 }

@@ -37,6 +37,12 @@ pub(crate) struct SoakArgs {
     /// Daemons killed, one a second, while averages and counters are read
     #[arg(long, default_value_t = 100)]
     kills: u64,
+    /// Comparisons of the file below FUSE with the daemon's, in a hundred containers
+    #[arg(long, default_value_t = 10_000)]
+    below: u64,
+    /// Seconds that the file is read without a daemon
+    #[arg(long, default_value_t = 300)]
+    dead: u64,
     /// Seconds of steady load in guests
     #[arg(long, default_value_t = 300)]
     steady: u64,
@@ -64,6 +70,8 @@ enum Part {
     Restarts,
     /// Averages and counters through kills
     Kills,
+    /// The file below FUSE: what it says, and without a daemon
+    Below,
     /// In guests: all cgroups together are the kernel's own load
     Steady,
     /// Any bytes for every parser
@@ -109,6 +117,15 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
         // The whole suite.
         Part::Restarts => ("restart", "", &[("LXCFS_TEST_RESTARTS", args.restarts)]),
         Part::Kills => ("bpf", "go_on_through_kills", &[("LXCFS_TEST_KILLS", args.kills)]),
+        Part::Below => (
+            "below",
+            "",
+            &[
+                ("LXCFS_TEST_BELOW_CONTAINERS", 100),
+                ("LXCFS_TEST_BELOW_READINGS", args.below),
+                ("LXCFS_TEST_BELOW_SECONDS", args.dead),
+            ],
+        ),
         // The other three are no tests of a suite here.
         Part::Ticks | Part::Steady | Part::Fuzz | Part::Miri => {
             ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])
