@@ -74,14 +74,9 @@ fn container(reader: Reader, cgroup: u64, own: u32) -> Option<Line> {
     let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;
     // SAFETY: the map's element.
     let carried = unsafe { carried(ctrl, reader, id, slot) }?;
-    let mut load = sum::nothing();
-    let (root, jiffies) = (u64::from(slot), maps::jiffies());
-    let said = sum::load_under(&raw mut load, root, jiffies, u64::from(own));
+    let (load, own_seen) = sum::load_under(slot, maps::jiffies(), own)?;
     // Given back before we began, it may be another group's by now.
-    if said == 0 || !is_of(slot, id) {
-        return None;
-    }
-    Some(line(&load, said & sum::OWN_SEEN, carried, whose::newest_pid(reader.pids)))
+    is_of(slot, id).then(|| line(&load, own_seen, carried, whose::newest_pid(reader.pids)))
 }
 
 #[inline(always)]
@@ -218,9 +213,11 @@ extern "C" fn queue(cpu: u64, queues: *mut Queues) -> i64 {
     0
 }
 
+/// A function of its own, so that its text is not on the stack while sums are made.
+///
 /// # Safety
 /// `file` is the iterator's.
-#[inline(always)]
+#[inline(never)]
 unsafe fn print(file: *mut seq_file, line: &Line) {
     let mut text = Text::new();
     for average in line.averages {

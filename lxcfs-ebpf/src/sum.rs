@@ -55,11 +55,10 @@ struct Walk {
     is_whole: u64,
 }
 
-/// Puts the load of the subtree of `root` at `jiffies` into `load`. Returns 0 if it changed too often; else 1, and 2 more if the slot
-/// `own` is in it. A function of its own, which the verifier follows once.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn load_under(load: *mut Load, root: u64, jiffies: u64, own: u64) -> u64 {
+/// The load of the subtree of `root` at `jiffies`, and not 0 if the slot `own` is in it. `None`: it changed too often.
+#[inline(always)]
+pub(crate) fn load_under(root: u32, jiffies: u64, own: u32) -> Option<(Load, u64)> {
+    let (root, own) = (u64::from(root), u64::from(own));
     let mut walk = Walk {
         sum: nothing(),
         jiffies,
@@ -78,17 +77,8 @@ pub(crate) extern "C" fn load_under(load: *mut Load, root: u64, jiffies: u64, ow
     atomic::barrier();
     // SAFETY: the function has the type of a callback, and the walk outlives the call.
     unsafe { bpf_loop(MOST_STEPS, step as *mut c_void, ptr::from_mut(&mut walk).cast(), 0) };
-    if load.is_null() || walk.is_whole == 0 {
-        return 0;
-    }
-    // SAFETY: the caller's, and not null.
-    unsafe { *load = walk.sum };
-    if walk.own_seen == 0 { WHOLE } else { WHOLE | OWN_SEEN }
+    (walk.is_whole != 0).then_some((walk.sum, walk.own_seen))
 }
-
-/// See [`load_under`].
-pub(crate) const WHOLE: u64 = 1;
-pub(crate) const OWN_SEEN: u64 = 2;
 
 #[inline(always)]
 fn zero() -> u64 {
@@ -97,7 +87,7 @@ fn zero() -> u64 {
 
 /// All of it zero.
 #[inline(always)]
-pub(crate) fn nothing() -> Load {
+fn nothing() -> Load {
     let zero = || zero() as i64;
     Load { average: [zero(), zero(), zero()], running: zero(), threads: zero() }
 }
