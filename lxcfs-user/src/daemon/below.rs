@@ -15,7 +15,7 @@ use super::mount::kind;
 use super::{Rooms, control};
 use crate::bpf::Symbols;
 use crate::cli::Serve;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 
 /// Of the filesystem, in mountinfo.
 const BPF: &str = "bpf";
@@ -66,6 +66,9 @@ pub(super) fn arrange(
     mount_point: &Path,
 ) -> Result<Option<Arc<Below>>> {
     if !arguments.kernel_files.loadavg {
+        if let Err(error) = uncover(mount_point) {
+            tracing::warn!("{error}");
+        }
         take_down(&arguments.runtime_dir, mount_point);
         return Ok(None);
     }
@@ -122,7 +125,8 @@ impl Making {
         let directory = &self.directory;
         let is_there = kind(directory).as_deref() == Some(BPF) && programs.is_below(directory);
         if !is_there {
-            take_off(directory, &self.mount_point).map_err(|error| error.to_string())?;
+            let cleared = uncover(&self.mount_point).and_then(|()| detach(directory));
+            cleared.map_err(|error| error.to_string())?;
             mount(directory).map_err(|error| error.to_string())?;
             programs.pin_below(directory).map_err(|error| error.to_string())?;
         }
@@ -174,8 +178,13 @@ fn mount(directory: &Path) -> Result<()> {
 /// Puts the file over that of our mount, if it is not there.
 fn bind(directory: &Path, mount_point: &Path) -> Result<()> {
     let target = mount_point.join(FILE);
-    if kind(&target).is_some() {
-        return Ok(());
+    match kind(&target).as_deref() {
+        None => {}
+        Some(BPF) => return Ok(()),
+        Some(other) => {
+            let cause = format!("a file of type {other} is bound there");
+            return Err(Error::because("bind over", &target, Errno::BUSY, cause));
+        }
     }
     let failed = |errno| Error::io("bind the kernel's file over", &target, errno);
     let source = directory.join("loadavg");
@@ -188,21 +197,26 @@ fn bind(directory: &Path, mount_point: &Path) -> Result<()> {
     rustix::mount::mount_remount(&target, flags, c"").map_err(failed)
 }
 
-/// Takes the file off the mount at `mount_point`, and its bpffs away. Who was given the file has it still.
-pub(super) fn take_down(runtime_dir: &Path, mount_point: &Path) {
-    if let Err(error) = take_off(&directory(runtime_dir, mount_point), mount_point) {
-        tracing::warn!("{error}");
-    }
+/// Takes the file off our mount. The way there is through the mount, which has to be served.
+fn uncover(mount_point: &Path) -> Result<()> {
+    detach(&mount_point.join(FILE))
 }
 
-fn take_off(directory: &Path, mount_point: &Path) -> Result<()> {
-    for place in [mount_point.join(FILE), directory.to_owned()] {
-        while kind(&place).as_deref() == Some(BPF) {
-            rustix::mount::unmount(&place, UnmountFlags::DETACH)
-                .map_err(|errno| Error::io("unmount", &place, errno))?;
-        }
+/// Takes the bpffs away. What is bound of it goes with our mount; who was given the file has it still.
+pub(super) fn take_down(runtime_dir: &Path, mount_point: &Path) {
+    let directory = directory(runtime_dir, mount_point);
+    if let Err(error) = detach(&directory) {
+        tracing::warn!("{error}");
     }
     // What is in it is not ours.
     let _ = fs::remove_dir(directory);
+}
+
+/// Unmounts every bpffs at a place.
+fn detach(place: &Path) -> Result<()> {
+    while kind(place).as_deref() == Some(BPF) {
+        rustix::mount::unmount(place, UnmountFlags::DETACH)
+            .map_err(|errno| Error::io("unmount", place, errno))?;
+    }
     Ok(())
 }
