@@ -7,6 +7,7 @@ mod connection;
 pub mod control;
 mod found;
 mod keeper;
+mod leaving;
 mod mount;
 mod pidfile;
 mod process;

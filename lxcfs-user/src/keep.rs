@@ -13,4 +13,4 @@ pub mod memory;
 pub mod store;
 pub mod workers;
 
-pub(crate) use descriptors::replace;
+pub(crate) use descriptors::{Kept, replace};

@@ -17,6 +17,8 @@ use lxcfs_tests::mount::{self, Daemon};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 /// How often each thing is done; `cargo xtask soak` does it more often.
 fn times() -> u32 {
@@ -255,6 +257,32 @@ fn w29_nobody_notices_an_upgrade() -> Result<()> {
     })
 }
 
+/// It wakes its threads then, and must not wait for them where no SIGKILL reaches: whoever keeps the mount would wait for
+/// its end for ever.
+#[test]
+fn a_daemon_that_is_killed_while_it_leaves_is_gone() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let mut was_killed = 0_u32;
+    for nth in 0..10 * u64::from(times()) {
+        let server = daemon.server();
+        let pid = rustix::process::Pid::from_raw(server.try_into()?).context("pid 0")?;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        signal(server, Signal::SIGTERM)?;
+        // It takes a few milliseconds, and each moment of them is as good as another.
+        std::thread::sleep(lxcfs_tests::patience(Duration::from_micros(nth * 137 % 4_000)));
+        // By its pidfd: it may have left by now, and its number be somebody else's.
+        let killed = pidfd_send_signal(&process, rustix::process::Signal::KILL);
+        was_killed += u32::from(killed.is_ok());
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        let patience = lxcfs_tests::patience(Duration::from_secs(10));
+        ensure!(poll(&mut ended, Some(&patience.try_into()?))? == 1, "{nth}: it does not end");
+        ensure!(!fs::read_to_string(daemon.path("proc/meminfo"))?.is_empty());
+        let _ = daemon.server_after(server);
+    }
+    ensure!(was_killed > 0, "it has always left before");
+    Ok(())
+}
+
 #[test]
 fn a_stopped_daemon_is_waited_for() -> Result<()> {
     let stopped = Duration::from_secs(if times() > 10 { 10 } else { 2 });
@@ -360,6 +388,8 @@ fn a_keeper_is_upgraded_with_its_daemon() -> Result<()> {
     lxcfs_tests::wait_for("no descriptor to be left", || held() <= before);
     // Told to end while it becomes another program, it ends.
     upgrade(&daemon, &first)?;
+    // Also where nobody asks for anything, all threads have left.
+    ensure!(!daemon.log().contains("takes long"), "{}", daemon.log());
     ensure!(daemon.stop()?.code() == Some(0), "{}", daemon.log());
     ensure!(!mount::is_mounted(&daemon.mount_point()));
     ensure!(fs::read_dir(daemon.directory().join("run/lxcfs"))?.next().is_none());
@@ -439,6 +469,7 @@ fn what_is_given_up_may_show_the_host() -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let server = daemon.server_after(daemon.pid());
     ensure!(total()?.contains(" 131072 kB"), "{}", daemon.log());
+    ensure!(!daemon.log().contains("takes long"), "{}", daemon.log());
     signal(server, Signal::SIGKILL)?;
     ensure!(total()?.contains(" 131072 kB"), "it is kept as any other");
     let _ = daemon.server_after(server);

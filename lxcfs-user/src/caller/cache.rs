@@ -9,7 +9,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 
 use super::Namespaces;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::model::container::Container;
 
 /// What is kept with a container.
@@ -29,7 +29,8 @@ impl Entry {
     /// Whether the container's init lives: its pidfd becomes readable when its process ends.
     pub(super) fn lives(&self) -> bool {
         let mut fds = [PollFd::new(&self.init, PollFlags::IN)];
-        matches!(rustix::event::poll(&mut fds, Some(&NOW)), Ok(0))
+        // It is interrupted only where it has found nothing.
+        matches!(rustix::event::poll(&mut fds, Some(&NOW)), Ok(0) | Err(Errno::INTR))
     }
 }
 

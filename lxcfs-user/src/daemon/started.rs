@@ -1,9 +1,9 @@
 //! A daemon from its start to its end: a new mount or one that was kept, threads that serve it, and a quiet way out.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{Config, Session};
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::accounting::Counting;
 use super::attend::{Attendance, Outcome, Signals};
 use super::found::{self, Found};
+use super::leaving::Exit;
 use super::mount::Mount;
 use super::pidfile::Pidfile;
 use super::status::Status;
@@ -191,8 +192,7 @@ impl Started {
         let Self { mount, device, parts, session, accounting, store, pidfile, events } = self;
         let (runtime, signals) = events;
         let Parts { ref journal, ref memory, ref workers, ref rooms, .. } = parts;
-        let ended = run_session(move || session.run())
-            .map_err(|error| Error::std("serve", mount.point(), &error))?;
+        let (ended, exit) = run(session, mount.point())?;
         tell_gap(journal);
         super::forget_ended(Arc::clone(&rooms.callers))?;
         match &accounting {
@@ -240,7 +240,7 @@ impl Started {
                     counting.programs.retire();
                 }
                 journal.left_ns().store(monotonic_ns(), Ordering::Relaxed);
-                leave(&parts.workers, usize::from(arguments.threads), mount.point());
+                leave(&exit, &device, arguments);
                 journal.let_go();
                 Ok(())
             }
@@ -260,20 +260,12 @@ fn held<'a>(
     mount.chain(counted.map(|(name, held)| (accounting::named(name), held))).collect()
 }
 
-/// Brings the threads to rest: what they have read is answered, and what comes now waits for the next daemon.
-pub(super) fn leave(workers: &Workers, threads: usize, mount_point: &Path) {
-    static ASKED: AtomicU32 = AtomicU32::new(0);
-    let ask = || {
-        let number = ASKED.fetch_add(1, Ordering::Relaxed);
-        // No such name: the answer is never remembered. When nobody answers any more, the thread ends with us.
-        let name: PathBuf = mount_point.join(format!(".rest-{number}"));
-        let ask = move || {
-            let _ = rustix::fs::stat(name);
-        };
-        let _ = std::thread::Builder::new().name("rest".to_owned()).spawn(ask);
-    };
-    if !workers.rest(threads, LEAVING, ask) {
-        tracing::warn!("a request takes long: the next daemon will be asked again");
+/// Ends the threads: what they have read is answered, and what comes now waits for the next daemon.
+pub(super) fn leave(exit: &Exit, device: &OwnedFd, arguments: &Serve) {
+    match exit.leave(device, arguments.threads.into(), LEAVING) {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!("a request takes long: the next daemon will be asked again"),
+        Err(error) => tracing::error!("{error}"),
     }
 }
 
@@ -305,14 +297,17 @@ fn config(arguments: &Serve) -> Config {
     config
 }
 
-/// Runs the session on threads of its own and tells when it has ended: somebody unmounted it.
-pub(super) fn run_session(
-    run: impl FnOnce() -> std::io::Result<()> + Send + 'static,
-) -> std::io::Result<oneshot::Receiver<std::io::Result<()>>> {
+/// Runs the session on threads of its own and tells when it has ended: somebody unmounted it. Returns the way out of it, too.
+pub(super) fn run(
+    session: Session<LxcFs>,
+    mount_point: &Path,
+) -> Result<(oneshot::Receiver<std::io::Result<()>>, Exit)> {
+    let exit = Exit::of(&session)?;
     let (sender, ended) = oneshot::channel();
-    std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+    let run = move || {
         // Nobody waits any more when we are ending ourselves.
-        let _ = sender.send(run());
-    })?;
-    Ok(ended)
+        let _ = sender.send(session.run());
+    };
+    let thread = std::thread::Builder::new().name("session".to_owned()).spawn(run);
+    thread.map(|_| (ended, exit)).map_err(|error| Error::std("serve", mount_point, &error))
 }

@@ -1,6 +1,6 @@
 //! Descriptors by number: those a process is born with, and those another library has opened.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::FdFlags;
 
@@ -36,6 +36,30 @@ pub(crate) fn replace(target: impl AsFd, by: impl AsFd) -> Result<(), Errno> {
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
     }
     Ok(())
+}
+
+/// A descriptor of another owner, for as long as a `Keeper` that keeps it open is there.
+#[derive(Debug)]
+pub(crate) struct Kept<Keeper> {
+    number: RawFd,
+    _keeper: Keeper,
+}
+
+impl<Keeper> Kept<Keeper> {
+    /// The number of `descriptor`.
+    ///
+    /// # Safety
+    /// `keeper` keeps it open while it lives.
+    pub(crate) unsafe fn new(descriptor: BorrowedFd<'_>, keeper: Keeper) -> Self {
+        Self { number: descriptor.as_raw_fd(), _keeper: keeper }
+    }
+}
+
+impl<Keeper> AsFd for Kept<Keeper> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: it is open while the keeper lives, which is longer than we are borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.number) }
+    }
 }
 
 #[cfg(test)]

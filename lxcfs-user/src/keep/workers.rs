@@ -1,10 +1,10 @@
-//! The threads that answer requests: what each works on, for the journal and the watchdog, and how they come to rest.
+//! The threads that answer requests: what each works on, for the journal and the watchdog.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::journal::Journal;
 
@@ -58,9 +58,6 @@ impl Operation {
 #[derive(Debug)]
 pub struct Workers {
     journal: Arc<Journal>,
-    resting: AtomicBool,
-    /// How many do rest.
-    at_rest: AtomicUsize,
     /// The thread that looks for requests that take long, and whether it is about to look.
     watcher: OnceLock<Thread>,
     is_watched: AtomicBool,
@@ -101,8 +98,6 @@ impl Workers {
     pub const fn new(journal: Arc<Journal>) -> Self {
         Self {
             journal,
-            resting: AtomicBool::new(false),
-            at_rest: AtomicUsize::new(0),
             watcher: OnceLock::new(),
             is_watched: AtomicBool::new(false),
             slow: AtomicU64::new(0),
@@ -186,23 +181,6 @@ impl Workers {
         &self.slow
     }
 
-    /// Brings the first `threads` threads to rest: each answers what it works on, and reads no further request.
-    ///
-    /// A thread that waits for a request cannot be called; `ask` makes one, which nobody but a thread that does not
-    /// rest yet can answer. Returns whether all rest by `patience`.
-    pub fn rest(&self, threads: usize, patience: Duration, ask: impl Fn()) -> bool {
-        self.resting.store(true, Ordering::SeqCst);
-        let until = Instant::now() + patience;
-        while self.at_rest.load(Ordering::SeqCst) < threads {
-            if Instant::now() > until {
-                return false;
-            }
-            ask();
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        true
-    }
-
     /// What the threads of `journal`'s last daemon, or of ours, work on.
     #[must_use]
     pub fn unanswered(journal: &Journal) -> Vec<Unanswered> {
@@ -245,12 +223,6 @@ impl Drop for Working<'_> {
         if let Some(slot) = self.slot {
             self.workers.journal.worker(slot, REQUEST).store(0, Ordering::Relaxed);
         }
-        if self.workers.resting.load(Ordering::Relaxed) {
-            self.workers.at_rest.fetch_add(1, Ordering::SeqCst);
-            loop {
-                std::thread::park();
-            }
-        }
     }
 }
 
@@ -273,6 +245,8 @@ fn thread_id() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::super::journal::tests::journal;
     use super::*;
 
@@ -325,25 +299,5 @@ mod tests {
         let still = || receiver.recv_timeout(Duration::from_millis(500)).is_ok();
         assert!((0..50).any(|_| !still()), "it looks on and on");
         assert!(is_seen(), "it was woken by a request");
-    }
-
-    #[test]
-    fn threads_come_to_rest_after_their_answer() {
-        let workers: &'static Workers = Box::leak(Box::new(Workers::new(Arc::new(journal()))));
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let receiver: &'static std::sync::Mutex<std::sync::mpsc::Receiver<u64>> =
-            Box::leak(Box::new(std::sync::Mutex::new(receiver)));
-        for _ in 0..2 {
-            std::thread::spawn(|| {
-                let receive = || receiver.lock().expect("no thread panics").recv();
-                while let Ok(request) = receive() {
-                    drop(workers.begin(request, Operation::Lookup, 1));
-                }
-            });
-        }
-        assert!(!workers.rest(2, Duration::from_millis(20), || {}), "nobody was asked anything");
-        assert!(workers.rest(2, Duration::from_secs(10), || {
-            let _ = sender.send(5);
-        }));
     }
 }

@@ -63,8 +63,7 @@ impl Host<'_> {
         };
         // Before the first reader is answered.
         warn();
-        let mut ended = started::run_session(move || session.run())
-            .map_err(|error| Error::std("serve", mount.point(), &error))?;
+        let (mut ended, exit) = started::run(session, mount.point())?;
         let mut watchdog = Watchdog::start(Arc::clone(&parts.workers), Store::None)?;
         let socket = control::socket_path(&self.arguments.runtime_dir, mount.point());
         let mut upgrades = self.listen(&parts, &socket, mount.point());
@@ -98,7 +97,7 @@ impl Host<'_> {
         };
         let _ = std::fs::remove_file(&socket);
         if matches!(outcome, Outcome::Succeeded(_)) {
-            started::leave(&parts.workers, self.arguments.threads.into(), mount.point());
+            started::leave(&exit, &device, self.arguments);
             parts.journal.let_go();
         }
         Ok(outcome)
