@@ -46,8 +46,7 @@ pub struct Ctrl {
 
     /// 1 while a wake-up of the daemon is pending in the notification ring.
     pub notified: u32,
-    /// Always 0, which the verifier does not know.
-    pub zero: u32,
+    pub padding1: u32,
     /// Result of the `peek` program: jiffies and CLOCK_MONOTONIC read together.
     pub peek_jiffies: u64,
     pub peek_monotonic_ns: u64,
@@ -170,7 +169,9 @@ pub struct TaskTimes {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
     pub idle: u64,
-    pub padding: [u64; 7],
+    /// Always 0, which the verifier does not know.
+    pub zero: u64,
+    pub padding: [u64; 6],
 }
 
 /// A pid namespace: where it is, and its number, which tells whether it still is.

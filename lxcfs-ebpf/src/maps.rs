@@ -120,9 +120,9 @@ pub(crate) fn fold_sequence() -> u64 {
 
 /// 0, which the verifier does not know.
 #[inline(always)]
-pub(crate) fn zero() -> u32 {
+pub(crate) fn zero() -> u64 {
     // SAFETY: a map value that nobody writes.
-    ctrl().map_or(0, |ctrl| unsafe { ptr::read_volatile(&raw const (*ctrl).zero) })
+    cpu(0).map_or(0, |cpu| unsafe { ptr::read_volatile(&raw const (*cpu).zero) })
 }
 
 #[inline(always)]

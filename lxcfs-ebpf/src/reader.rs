@@ -94,7 +94,7 @@ fn is_of(slot: u32, id: u64) -> bool {
 unsafe fn carried(ctrl: *mut Ctrl, reader: Reader, id: u64, slot: u32) -> Option<[u64; 3]> {
     // SAFETY: map values; the daemon writes them once, before anybody reads here.
     unsafe {
-        let none = [u64::from(maps::zero()); 3];
+        let none = [maps::zero(); 3];
         // A cgroup that came later has no past.
         let counted_since_ns = ptr::read_volatile(&raw const (*ctrl).loaded_monotonic_ns);
         if ptr::read_volatile(&raw const (*maps::slot(slot)?).created_ns) >= counted_since_ns {

@@ -9,6 +9,7 @@ use core::ptr;
 use aya_ebpf::helpers::generated::bpf_loop;
 use lxcfs_abi::{EXTRA_RECORDS, Record, decay};
 
+use crate::maps::zero;
 use crate::{atomic, load, maps};
 
 /// As many steps as the kernel allows: records of some thousand cgroups on hundreds of CPUs.
@@ -16,6 +17,9 @@ const MOST_STEPS: u32 = 1 << 23;
 
 /// Looks at a record that its writer overtook. It has interrupts off, so one suffices mostly; who starves takes what it has.
 const ATTEMPTS: u64 = 16;
+
+/// Numbers that are counted stay below this: of one that grows with every step the verifier would see no end.
+const MASK: u64 = 0xffff;
 
 /// Walks during which records were moved into each other, or a slot was given back.
 const WALKS: u64 = 64;
@@ -63,7 +67,7 @@ pub(crate) fn load_under(root: u32, jiffies: u64, own: u32) -> Option<(Load, u64
         sum: nothing(),
         jiffies,
         root,
-        at: root + zero(),
+        at: root.wrapping_add(zero()),
         nth: zero(),
         climbs: zero(),
         sequence: zero(),
@@ -71,18 +75,13 @@ pub(crate) fn load_under(root: u32, jiffies: u64, own: u32) -> Option<(Load, u64
         own,
         own_seen: zero(),
         fold: maps::fold_sequence(),
-        walks_left: zero() + WALKS,
+        walks_left: zero().wrapping_add(WALKS),
         is_whole: 0,
     };
     atomic::barrier();
     // SAFETY: the function has the type of a callback, and the walk outlives the call.
     unsafe { bpf_loop(MOST_STEPS, step as *mut c_void, ptr::from_mut(&mut walk).cast(), 0) };
     (walk.is_whole != 0).then_some((walk.sum, walk.own_seen))
-}
-
-#[inline(always)]
-fn zero() -> u64 {
-    u64::from(maps::zero())
 }
 
 /// All of it zero.
@@ -109,9 +108,9 @@ extern "C" fn step(_nth: u64, walk: *mut Walk) -> i64 {
     }
     let Some(record) = maps::record(maps::record_index(slot, walk.nth as u32)) else { return 1 };
     if add(record, walk) {
-        walk.nth += 1;
+        walk.nth = walk.nth.wrapping_add(1) & MASK;
     } else {
-        walk.attempts += 1;
+        walk.attempts = walk.attempts.wrapping_add(1) & MASK;
     }
     0
 }
@@ -172,13 +171,13 @@ fn climb(walk: &mut Walk) -> i64 {
 #[inline(always)]
 fn again(walk: &mut Walk) -> i64 {
     walk.sum = nothing();
-    walk.at = walk.root + zero();
+    walk.at = walk.root.wrapping_add(zero());
     walk.nth = zero();
     walk.climbs = zero();
     walk.attempts = zero();
     walk.own_seen = zero();
     walk.fold = maps::fold_sequence();
-    walk.walks_left = walk.walks_left.wrapping_sub(1);
+    walk.walks_left = walk.walks_left.wrapping_sub(1) & MASK;
     atomic::barrier();
     i64::from(walk.walks_left == 0)
 }

@@ -69,7 +69,7 @@ pub enum Unavailable {
 
 /// What the verifier objected to: the last line that is no summary of its work.
 fn last_word(verifier_log: &str) -> &str {
-    let summary = ["processed ", "verification time ", "stack depth "];
+    let summary = ["processed ", "verification time ", "stack depth ", "subprog "];
     let is_word = |line: &&str| !line.is_empty() && !summary.iter().any(|s| line.starts_with(s));
     verifier_log.lines().rev().map(str::trim).find(is_word).unwrap_or("it says nothing")
 }
