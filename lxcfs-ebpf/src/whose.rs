@@ -60,8 +60,13 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 
     if shares_pids && shares_cgroups {
         return HOST;
     }
-    let init = if shares_pids { 0 } else { init_in(pids, cgroups) };
-    let cgroup = if init != 0 {
+    let init = if shares_pids { 0 } else { follow(pids, &kernel::O_CHILD_REAPER) };
+    let inits = cgroup_namespace(init);
+    // An init that has left its namespaces is on its way out, and its container with it.
+    if !shares_pids && inits == 0 {
+        return 0;
+    }
+    let cgroup = if inits == cgroups {
         let leaf = kernel::cgroup_of(follow(init, &kernel::O_CGROUPS));
         let is_its_own = !shares_cgroups && !is_of_parent(pids, cgroups);
         if is_its_own { root(cgroups, leaf) } else { without_known_leaf(leaf) }
@@ -78,17 +83,9 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn started_ns(pids: u64, cgroups: u64) -> u64 {
-    if number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS {
-        return 0;
-    }
-    follow(init_in(pids, cgroups), &kernel::O_START_BOOTTIME)
-}
-
-/// The init of a pid namespace, if it is in the cgroup namespace too; else 0.
-#[inline(always)]
-fn init_in(pids: u64, cgroups: u64) -> u64 {
-    let init = follow(pids, &kernel::O_CHILD_REAPER);
-    if cgroup_namespace(init) == cgroups { init } else { 0 }
+    let shares_pids = number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS;
+    let init = if shares_pids { 0 } else { follow(pids, &kernel::O_CHILD_REAPER) };
+    if cgroup_namespace(init) == cgroups { follow(init, &kernel::O_START_BOOTTIME) } else { 0 }
 }
 
 /// The newest pid in a pid namespace, as `/proc/loadavg` has it: one less than where the next search begins.

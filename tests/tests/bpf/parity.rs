@@ -49,10 +49,16 @@ impl Compared {
             ("running", ours_now.running, theirs_now.running),
             ("blocked", ours_now.blocked, theirs_now.blocked),
             ("threads", ours_now.threads, theirs_now.threads),
-            ("last pid", ours_now.last_pid, theirs_now.last_pid),
         ] {
             self.number(what, ours.into(), (theirs.into(), theirs.into()), 0);
         }
+    }
+
+    /// The maps' is the kernel's own, of the whole pid namespace, which was read before and after; the files' is the newest that
+    /// the container's threads have.
+    fn last_pid(&mut self, by_maps: u32, kernels: (u32, u32), by_files: u32) {
+        let (before, after) = kernels;
+        self.number("last pid", by_maps.into(), (before.max(by_files).into(), after.into()), 0);
     }
 
     fn times(&mut self, what: &str, ours: CpuTimes, theirs: (CpuTimes, CpuTimes), jiffies_ns: u64) {
@@ -103,9 +109,12 @@ fn maps_and_files_say_the_same() -> Result<()> {
         files.sample_load(&theirs)?;
     }
     let mut compared = Compared::default();
+    let newest = kernels_last_pid()?;
     let (by_maps, by_files) = (maps.load(&ours)?, files.load(&theirs)?);
+    let newest = (newest, kernels_last_pid()?);
     let (by_maps, by_files) = (by_maps.context("by maps")?, by_files.context("by files")?);
     compared.load(&by_maps, &by_files, base);
+    compared.last_pid(by_maps.tasks.last_pid, newest, by_files.tasks.last_pid);
 
     let read = || -> Result<Cpu> { files.cpu(&theirs)?.context("files know CPU time") };
     let (before, cpu, after) = (read()?, maps.cpu(&ours)?.context("by maps")?, read()?);
@@ -123,4 +132,10 @@ fn maps_and_files_say_the_same() -> Result<()> {
     ensure!(compared.count == 7 + 3 * (1 + by_cpu), "{} numbers", compared.count);
     ensure!(cpu.total.used_ns() > 1_000_000_000, "it ran for a second");
     Ok(())
+}
+
+/// The pid given out last in our own pid namespace, which is the container's here.
+fn kernels_last_pid() -> Result<u32> {
+    let loadavg = fs::read_to_string("/proc/loadavg")?;
+    Ok(loadavg.trim_end().rsplit(' ').next().context("an empty loadavg")?.parse()?)
 }
