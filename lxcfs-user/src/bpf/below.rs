@@ -24,12 +24,13 @@ pub struct Symbols([u64; 4]);
 impl Symbols {
     const NAMES: [&str; 4] = ["avenrun", "nr_threads", "runqueues", "__per_cpu_offset"];
 
-    /// From the content of `/proc/kallsyms`, lines `address type name`. `None`: one is missing, or no address is told.
+    /// From the lines of `/proc/kallsyms`, `address type name`: megabytes that are not to be had in memory at once. `None`: one is
+    /// missing, or no address is told.
     #[must_use]
-    pub fn parse(kallsyms: &str) -> Option<Self> {
+    pub fn parse(kallsyms: impl Iterator<Item = impl AsRef<str>>) -> Option<Self> {
         let mut found = [0; 4];
-        for line in kallsyms.lines() {
-            let mut words = line.split(' ');
+        for line in kallsyms {
+            let mut words = line.as_ref().split(' ');
             let (address, name) = (words.next()?, words.nth(1).unwrap_or_default());
             let place = Self::NAMES.iter().position(|known| *known == name);
             if let Some(place) = place.and_then(|nth| found.get_mut(nth)) {
@@ -119,7 +120,7 @@ mod tests {
             ffffffff82000040 R __per_cpu_offset\n\
             ffffffffc0000000 t avenrun_of_a_module\t[module]\n";
         let found = [0xffff_ffff_8200_0010, 0xffff_ffff_8200_0020, 0x30000, 0xffff_ffff_8200_0040];
-        assert_eq!(Symbols::parse(text), Some(Symbols(found)));
+        assert_eq!(Symbols::parse(text.lines()), Some(Symbols(found)));
     }
 
     #[test]
@@ -127,7 +128,7 @@ mod tests {
         let hidden = "0000000000000000 B avenrun\n0000000000000000 D nr_threads\n\
             0000000000000000 A runqueues\n0000000000000000 R __per_cpu_offset\n";
         for text in ["", "x", "\n", hidden, "ffffffff82000010 B avenrun\n"] {
-            assert_eq!(Symbols::parse(text), None, "{text}");
+            assert_eq!(Symbols::parse(text.lines()), None, "{text}");
         }
     }
 }

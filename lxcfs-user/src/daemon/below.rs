@@ -5,6 +5,7 @@
 //! user: a container that has the file keeps the filesystem, and with it the links that count, whatever becomes of us.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -116,8 +117,9 @@ impl Making {
         if let Some(why) = outside_of_the_host() {
             return Err(why);
         }
-        let kallsyms = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
-        let symbols = Symbols::parse(&kallsyms);
+        let kallsyms = fs::File::open("/proc/kallsyms").map(BufReader::new);
+        let lines = kallsyms.into_iter().flat_map(|lines| lines.lines().map_while(Result::ok));
+        let symbols = Symbols::parse(lines);
         if let Some(symbols) = symbols {
             programs.tell_symbols(symbols);
         }
