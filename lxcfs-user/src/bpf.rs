@@ -42,7 +42,7 @@ mod sys;
 pub mod wanted;
 
 use crate::model::lock::lock;
-pub use below::Symbols;
+pub use below::{FILE as BELOW_FILE, Symbols};
 use clock::{Clock, monotonic_ns};
 use kept::Kept;
 pub use kept::object_hash;

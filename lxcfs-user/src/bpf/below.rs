@@ -11,8 +11,8 @@ use super::maps::ctrl_word;
 use super::support::TRACEPOINTS;
 use super::{Accounting, Slot, Unavailable, sys};
 
-/// The name of the file.
-const FILE: &str = READER;
+/// The name of the file, in its directory.
+pub const FILE: &str = READER;
 
 /// Holds what counts, so that the file says what is true for as long as somebody has it.
 const COUNTING: &str = "counting";

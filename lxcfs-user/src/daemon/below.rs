@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::accounting::Counting;
 use super::mount::kind;
 use super::{Rooms, control};
-use crate::bpf::Symbols;
+use crate::bpf::{BELOW_FILE, Symbols};
 use crate::cli::Serve;
 use crate::error::{Errno, Error, Result};
 
@@ -123,10 +123,11 @@ impl Making {
         if let Some(symbols) = symbols {
             programs.tell_symbols(symbols);
         }
-        self.look_back()?;
         let directory = &self.directory;
         let is_there = kind(directory).as_deref() == Some(BPF) && programs.is_below(directory);
+        // Whoever made it has looked back, for the same programs.
         if !is_there {
+            self.look_back()?;
             let cleared = uncover(&self.mount_point).and_then(|()| detach(directory));
             cleared.map_err(|error| error.to_string())?;
             mount(directory).map_err(|error| error.to_string())?;
@@ -189,7 +190,7 @@ fn bind(directory: &Path, mount_point: &Path) -> Result<()> {
         }
     }
     let failed = |errno| Error::io("bind the kernel's file over", &target, errno);
-    let source = directory.join("loadavg");
+    let source = directory.join(BELOW_FILE);
     rustix::mount::mount_bind(&source, &target).map_err(failed)?;
     let flags = MountFlags::BIND
         | MountFlags::RDONLY
