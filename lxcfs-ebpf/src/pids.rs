@@ -2,20 +2,13 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{seq_file, task_struct};
+use aya_ebpf::bindings::seq_file;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use aya_ebpf::programs::RawTracePointContext;
 use lxcfs_abi::PidNamespace;
 
-use crate::kernel::{self, follow_u32};
-use crate::whose;
-
-/// `struct bpf_iter__task`, with the beginning of `struct bpf_iter_meta`.
-#[repr(C)]
-pub(crate) struct IterContext {
-    meta: *const *mut seq_file,
-    task: *const task_struct,
-}
+use crate::seed::IterContext;
+use crate::{kernel, whose};
 
 /// Tells user space the pid namespace of the one task the iterator was made for.
 #[unsafe(no_mangle)]
@@ -28,10 +21,10 @@ pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
             return 0;
         }
         let address = whose::pid_namespace(kernel::address(task, &kernel::O_THREAD_PID));
-        let number = follow_u32(address, u64::from(kernel::O_PIDNS_NUMBER.load()));
-        let told = PidNamespace { address, number: u64::from(number) };
+        let number = u64::from(whose::pids_number(address));
+        let told = PidNamespace { address, number };
         let bytes = size_of::<PidNamespace>() as u32;
-        bpf_seq_write(*(*ctx).meta, (&raw const told).cast(), bytes);
+        bpf_seq_write(*(*ctx).meta.cast::<*mut seq_file>(), (&raw const told).cast(), bytes);
     }
     0
 }
@@ -44,7 +37,7 @@ pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
 pub(crate) extern "C" fn newest_pid(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
     let (address, number): (u64, u64) = (ctx.arg(0), ctx.arg(1));
-    if u64::from(follow_u32(address, u64::from(kernel::O_PIDNS_NUMBER.load()))) != number {
+    if u64::from(whose::pids_number(address)) != number {
         return 0;
     }
     whose::newest_pid(address) as i32

@@ -12,8 +12,8 @@ use crate::{atomic, cpu, kernel, life, load, maps, slot, task};
 /// `struct bpf_iter__task`.
 #[repr(C)]
 pub(crate) struct IterContext {
-    meta: *const core::ffi::c_void,
-    task: *const task_struct,
+    pub(crate) meta: *const core::ffi::c_void,
+    pub(crate) task: *const task_struct,
 }
 
 /// Runs once per task when user space reads the iterator.

@@ -55,8 +55,9 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 
     if pids == 0 || cgroups == 0 {
         return 0;
     }
-    let shares_pids = number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS;
-    let shares_cgroups = number(cgroups, kernel::O_CGROUPNS_NUMBER.load()) == HOST_CGROUPS;
+    let shares_pids = pids_number(pids) == HOST_PIDS;
+    let shares_cgroups =
+        follow_u32(cgroups, u64::from(kernel::O_CGROUPNS_NUMBER.load())) == HOST_CGROUPS;
     if shares_pids && shares_cgroups {
         return HOST;
     }
@@ -83,7 +84,7 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn started_ns(pids: u64, cgroups: u64) -> u64 {
-    let shares_pids = number(pids, kernel::O_PIDNS_NUMBER.load()) == HOST_PIDS;
+    let shares_pids = pids_number(pids) == HOST_PIDS;
     let init = if shares_pids { 0 } else { follow(pids, &kernel::O_CHILD_REAPER) };
     if cgroup_namespace(init) == cgroups { follow(init, &kernel::O_START_BOOTTIME) } else { 0 }
 }
@@ -110,16 +111,17 @@ fn cgroup_namespace(task: u64) -> u64 {
     follow(follow(task, &kernel::O_NSPROXY), &kernel::O_CGROUP_NS)
 }
 
+/// The number of a pid namespace.
 #[inline(always)]
-fn number(namespace: u64, offset: u32) -> u32 {
-    follow_u32(namespace, u64::from(offset))
+pub(crate) fn pids_number(pids: u64) -> u32 {
+    follow_u32(pids, u64::from(kernel::O_PIDNS_NUMBER.load()))
 }
 
 /// Whether the pid namespace above has an init that is in the cgroup namespace too.
 #[inline(always)]
 fn is_of_parent(pids: u64, cgroups: u64) -> bool {
     let above = follow(pids, &kernel::O_PIDNS_PARENT);
-    let is_below_ours = above != 0 && number(above, kernel::O_PIDNS_NUMBER.load()) != HOST_PIDS;
+    let is_below_ours = above != 0 && pids_number(above) != HOST_PIDS;
     is_below_ours && cgroup_namespace(follow(above, &kernel::O_CHILD_REAPER)) == cgroups
 }
 
