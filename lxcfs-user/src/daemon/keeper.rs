@@ -166,6 +166,8 @@ impl Keeper<'_> {
 
     fn start(&mut self) -> Result<()> {
         self.due = Some(Instant::now() + PATIENCE);
+        // Whose program we were to become has ended: signals are held, and we become another, when the next one serves.
+        self.is_old |= self.renews_at.take().is_some();
         // It would inherit that they are held.
         renew::listen_again();
         let mut arguments = std::env::args_os();
