@@ -27,6 +27,13 @@ pub const EXTRA_RECORDS: u32 = 2;
 /// Cgroups nested deeper than this are not linked to their ancestors (counted in `too_deep`).
 pub const MAX_DEPTH: u32 = 64;
 
+/// Values of [`Ctrl::cpu_view`].
+pub mod view {
+    pub const CPUSET: u32 = 0;
+    pub const QUOTA: u32 = 1;
+    pub const HOST: u32 = 2;
+}
+
 /// Switches and counters, one element. Line 0 is read at every event and written rarely.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +53,8 @@ pub struct Ctrl {
 
     /// 1 while a wake-up of the daemon is pending in the notification ring.
     pub notified: u32,
-    pub padding1: u32,
+    /// Which CPUs containers are shown, a number of [`view`]. Written by the daemon.
+    pub cpu_view: u32,
     /// Result of the `peek` program: jiffies and CLOCK_MONOTONIC read together.
     pub peek_jiffies: u64,
     pub peek_monotonic_ns: u64,
@@ -76,6 +84,9 @@ pub struct Ctrl {
     pub late: u64,
     /// Removals seen (`cgroup_rmdir` of a group that has a slot).
     pub removals: u64,
+    /// Readers of a file below FUSE who were not told because the daemon had not said what only it can know.
+    pub unknown: u64,
+    pub padding: [u64; 7],
 }
 
 /// One cgroup. Slots form a tree, so a subtree is summed without touching the filesystem.
@@ -164,14 +175,52 @@ pub struct TaskTimes {
     pub run_delay_ns: u64,
 }
 
-/// Idle time of one CPU, see [`word::Span`]; a CPU that was never seen idle has 0.
+/// One CPU: its idle time, and who runs there. Written by the CPU it describes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
+    /// See [`word::Span`]; a CPU that was never seen idle has 0.
     pub idle: u64,
     /// Always 0, which the verifier does not know.
     pub zero: u64,
-    pub padding: [u64; 6],
+    /// The address of the task that runs; 0: none, or it is not known.
+    pub task: u64,
+    /// Of its `sum_exec_runtime`, what is charged.
+    pub charged_ns: u64,
+    pub padding: [u64; 4],
+}
+
+/// What a container older than the programs was when they began.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// Its load averages.
+    pub average: [u64; 3],
+    /// CPU time that it had used.
+    pub used_ns: u64,
+}
+
+/// What is remembered of a container's idle time: by the slot of its cgroup, written by the programs alone.
+///
+/// Idle time is what the CPUs shown had since the container began, less what it used, and never falls. So many microseconds of
+/// them all fit the words of a machine with any number of CPUs, which nanoseconds do not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Idle {
+    /// Odd while what follows changes, but for `shown_us`.
+    pub sequence: u64,
+    /// Which container it is: the address of its init, and when that started, CLOCK_BOOTTIME.
+    pub init: u64,
+    pub started_ns: u64,
+    /// How many CPUs it is shown.
+    pub cpus: u64,
+    /// What more it had than those since it began: other numbers of them were shown before.
+    pub more_us: i64,
+    /// The most that was shown.
+    pub shown_us: u64,
+    /// When it was last shown, CPU time used, and idle time as it would be if it might fall.
+    pub used_us: u64,
+    pub left_us: i64,
 }
 
 /// A pid namespace: where it is, and its number, which tells whether it still is.
@@ -182,9 +231,20 @@ pub struct PidNamespace {
     pub number: u64,
 }
 
-const _: () = assert!(size_of::<Ctrl>() == 192);
+/// A process as the kernel knows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    pub address: u64,
+    /// CLOCK_BOOTTIME.
+    pub started_ns: u64,
+    pub pid_namespace: PidNamespace,
+}
+
+const _: () = assert!(size_of::<Ctrl>() == 256);
 const _: () = assert!(size_of::<Slot>() == 64);
 const _: () = assert!(size_of::<Record>() == 128);
 const _: () = assert!(core::mem::offset_of!(Record, run_ns) == 64);
 const _: () = assert!(size_of::<Task>() == 96);
 const _: () = assert!(size_of::<Cpu>() == 64);
+const _: () = assert!(size_of::<Idle>() == 64);

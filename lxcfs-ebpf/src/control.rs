@@ -41,6 +41,7 @@ pub(crate) fn flush(_ctx: RawTracePointContext) -> i32 {
         let slot = task::slot_unsaved(current, entry, ctrl);
         if let Some(record) = maps::record(maps::record_index(slot, cpu)) {
             cpu::charge(current, entry, record, cpu);
+            cpu::runs(current, cpu);
         }
     }
     0

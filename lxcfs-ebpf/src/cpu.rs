@@ -99,6 +99,26 @@ unsafe fn settle_move(task: *const task_struct, entry: *mut Task, cpu: u32) {
     }
 }
 
+/// `task` runs on the current CPU from now on, and all it has used is charged. To be called behind the charge of whoever ran there
+/// before: a reader that comes between adds a slice twice, and idle time stands still for that; missing it, it would have risen
+/// too far and never fallen again.
+///
+/// # Safety
+/// `task` is a task the verifier trusts.
+#[inline(always)]
+pub(crate) unsafe fn runs(task: *const task_struct, cpu: u32) {
+    let Some(place) = maps::cpu(cpu) else { return };
+    // SAFETY: by contract; this CPU's words, which readers load whole.
+    unsafe {
+        ptr::write_volatile(&raw mut (*place).task, 0);
+        if kernel::pid(task) != 0 {
+            let run_ns = kernel::load_u64(task, &kernel::O_SUM_EXEC_RUNTIME);
+            ptr::write_volatile(&raw mut (*place).charged_ns, run_ns);
+            ptr::write_volatile(&raw mut (*place).task, task as u64);
+        }
+    }
+}
+
 /// The current CPU goes idle.
 #[inline(always)]
 pub(crate) fn idle_begins(cpu: u32) {

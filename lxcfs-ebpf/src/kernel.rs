@@ -8,7 +8,7 @@ use aya_ebpf::bindings::task_struct;
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes};
 use lxcfs_abi::field;
 
-/// `O_` globals are plain offsets of members of 8 bytes (4 for the pid).
+/// `O_` globals are plain offsets, of members of 8 bytes where nothing else is said.
 macro_rules! offsets {
     ($($name:ident),* $(,)?) => { $(
         #[unsafe(no_mangle)]
@@ -18,10 +18,23 @@ macro_rules! offsets {
 
 offsets! {
     O_PID, O_CGROUPS, O_SUM_EXEC_RUNTIME, O_UTIME, O_STIME, O_RUN_DELAY,
-    O_CSET_GROUP, O_CSS_CGROUP, O_CGROUP_KN, O_CGROUP_PARENT, O_KN_ID,
+    O_CSS_CGROUP, O_CGROUP_KN, O_CGROUP_PARENT, O_KN_ID,
     O_NSPROXY, O_THREAD_PID, O_START_BOOTTIME, O_PID_LEVEL, O_PID_NUMBERS, O_UPID_NS,
     O_CHILD_REAPER, O_IDR_NEXT, O_PIDNS_PARENT, O_PIDNS_NUMBER, O_CGROUP_NS, O_ROOT_CSET, O_CGROUPNS_NUMBER,
     O_KN_NAME, O_RQ_NR_RUNNING,
+    O_CPUSET_STATE, O_CPU_STATE, O_EFFECTIVE_CPUS, O_GROUP_STATE, O_QUOTA, O_PERIOD, MASK_IS_POINTER,
+}
+
+/// `W_` globals are ways from a css_set to its cgroup in a hierarchy, see [`field::THROUGH_STATE`].
+macro_rules! ways {
+    ($($name:ident),* $(,)?) => { $(
+        #[unsafe(no_mangle)]
+        pub(crate) static $name: Global<u32> = Global::new(0);
+    )* };
+}
+
+ways! {
+    W_COUNTED, W_CPUSET, W_QUOTA,
 }
 
 /// `F_` globals are fields as packed by [`field`].
@@ -35,10 +48,6 @@ macro_rules! fields {
 fields! {
     F_ON_RQ, F_SCHED_DELAYED, F_CONTRIBUTES, F_IN_IOWAIT, F_STATE, F_STATIC_PRIO, F_TASK_CPU,
 }
-
-/// 1 where CPU time is grouped by a v1 hierarchy: `O_CSET_GROUP` is then a subsystem's state.
-#[unsafe(no_mangle)]
-static GROUPED_BY_V1: Global<u32> = Global::new(0);
 
 /// 1 where storage may be made with a run queue locked.
 #[unsafe(no_mangle)]
@@ -106,8 +115,14 @@ pub(crate) unsafe fn css_set(task: *const task_struct) -> u64 {
 /// The cgroup of a css_set in the hierarchy that groups CPU time; 0 if it cannot be read.
 #[inline(always)]
 pub(crate) fn cgroup_of(css_set: u64) -> u64 {
-    let group = follow(css_set, &O_CSET_GROUP);
-    if GROUPED_BY_V1.load() == 0 { group } else { follow(group, &O_CSS_CGROUP) }
+    cgroup_in(css_set, W_COUNTED.load())
+}
+
+/// The cgroup of a css_set in the hierarchy that a `W_` global leads to; 0 if it cannot be read.
+#[inline(always)]
+pub(crate) fn cgroup_in(css_set: u64, way: u32) -> u64 {
+    let group = word_at(css_set, u64::from(way & !field::THROUGH_STATE));
+    if way & field::THROUGH_STATE == 0 { group } else { follow(group, &O_CSS_CGROUP) }
 }
 
 /// Inode number of the directory of a cgroup that the verifier knows as such.

@@ -2,8 +2,9 @@
 //!
 //! Read in this order: [`maps`] (what is kept), [`sched`] (the events), [`task`] and [`slot`] (whose
 //! event it is), [`load`] and [`cpu`] (what is counted), [`life`] (moves and removals), [`seed`]
-//! (what was there before us, and repair), [`control`] (run on demand by user space), [`reader`] (a file that the kernel
-//! serves by itself: [`whose`] it is, the [`sum`] of its cgroups), [`pids`] (the newest pid).
+//! (what was there before us, and repair), [`control`] (run on demand by user space), [`reader`] (files that the kernel serves by
+//! itself: [`whose`] one is, [`loadavg`] and [`uptime`], the [`sum`] of its cgroups, how many [`cpus`] it is shown), [`pids`] (what
+//! user space cannot see of a process).
 //!
 //! On the host this is an empty main, so that the workspace builds with plain stable Rust.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -23,11 +24,15 @@ mod control;
 #[cfg(target_arch = "bpf")]
 mod cpu;
 #[cfg(target_arch = "bpf")]
+mod cpus;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod life;
 #[cfg(target_arch = "bpf")]
 mod load;
+#[cfg(target_arch = "bpf")]
+mod loadavg;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
@@ -48,6 +53,8 @@ mod sum;
 mod task;
 #[cfg(target_arch = "bpf")]
 mod text;
+#[cfg(target_arch = "bpf")]
+mod uptime;
 #[cfg(target_arch = "bpf")]
 mod whose;
 

@@ -9,7 +9,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, RingBuf, Stack};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::{Global, helpers};
-use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Record, Slot, Task};
+use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Earlier, Idle, Record, Slot, Task};
 
 use crate::atomic;
 
@@ -39,10 +39,14 @@ static LOCKS: Array<Lock, 1> = Array::new();
 #[btf_map]
 pub(crate) static SLOT_OF: HashMap<u64, u32, 1> = HashMap::new();
 
-/// Cgroup id -> load averages (32 fraction bits) when the programs began to count, of containers that are older. Written and
-/// deleted by the daemon, read by `reader`.
+/// Cgroup id -> what a container that is older was when the programs began to count. Written and deleted by the daemon, read by
+/// `reader`.
 #[btf_map]
-pub(crate) static EARLIER: HashMap<u64, [u64; 3], 1> = HashMap::new();
+pub(crate) static EARLIER: HashMap<u64, Earlier, 1> = HashMap::new();
+
+/// By slot. Written by `uptime`, read by user space; cleared by the daemon with the slot.
+#[btf_map]
+static IDLES: Array<Idle, 1, MMAPABLE> = Array::new();
 
 /// Free slots: filled by the loader, popped by `slot::claim`, pushed by the daemon.
 #[btf_map]
@@ -136,6 +140,11 @@ pub(crate) fn lock(slot: u32) -> Option<*mut Lock> {
 }
 
 #[inline(always)]
+pub(crate) fn idle(slot: u32) -> Option<*mut Idle> {
+    IDLES.get_ptr_mut(slot)
+}
+
+#[inline(always)]
 pub(crate) fn cpu(index: u32) -> Option<*mut Cpu> {
     CPUS.get_ptr_mut(index)
 }
@@ -200,6 +209,14 @@ pub(crate) fn bump(offset: usize) -> bool {
     let Some(ctrl) = ctrl() else { return false };
     // SAFETY: `offset` is that of a counter (`count!`).
     unsafe { atomic::add(ctrl.cast::<u8>().add(offset).cast(), 1) == 0 }
+}
+
+/// Has the daemon look for containers of which only it can say something.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn ask() -> u32 {
+    count!(unknown);
+    notify()
 }
 
 /// Makes the daemon's descriptor readable, once until it has answered.

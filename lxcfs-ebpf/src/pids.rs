@@ -1,19 +1,19 @@
-//! The newest pid of a pid namespace, which the kernel tells nobody who is not in it.
+//! What user space cannot see of a process, and the newest pid of a pid namespace, which the kernel tells nobody who is not in it.
 
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::seq_file;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use aya_ebpf::programs::RawTracePointContext;
-use lxcfs_abi::PidNamespace;
+use lxcfs_abi::{PidNamespace, Process};
 
 use crate::seed::IterContext;
 use crate::{kernel, whose};
 
-/// Tells user space the pid namespace of the one task the iterator was made for.
+/// Tells user space the one task the iterator was made for.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
+pub(crate) extern "C" fn process(ctx: *const IterContext) -> i32 {
     // SAFETY: the context of this program type; `task` is null at the end of the walk.
     unsafe {
         let task = (*ctx).task;
@@ -21,9 +21,12 @@ pub(crate) extern "C" fn pid_namespace(ctx: *const IterContext) -> i32 {
             return 0;
         }
         let address = whose::pid_namespace(kernel::address(task, &kernel::O_THREAD_PID));
-        let number = u64::from(whose::pids_number(address));
-        let told = PidNamespace { address, number };
-        let bytes = size_of::<PidNamespace>() as u32;
+        let told = Process {
+            address: task as u64,
+            started_ns: kernel::load_u64(task, &kernel::O_START_BOOTTIME),
+            pid_namespace: PidNamespace { address, number: u64::from(whose::pids_number(address)) },
+        };
+        let bytes = size_of::<Process>() as u32;
         bpf_seq_write(*(*ctx).meta.cast::<*mut seq_file>(), (&raw const told).cast(), bytes);
     }
     0

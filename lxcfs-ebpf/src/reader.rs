@@ -1,24 +1,21 @@
-//! `/proc/loadavg` below FUSE: an iterator pinned in bpffs is a file whose program runs in its reader's own context.
+//! What the files below FUSE have in common. Each is an iterator pinned in bpffs: a file whose program runs in its reader's own
+//! context.
 //!
-//! It prints what the daemon would (`files/loadavg.rs`), and needs no daemon. Where it cannot know the reader's container or
-//! what that was before the programs, the reader gets `EAGAIN`: never another's numbers, never the host's.
+//! They print what the daemon would, and need no daemon. Where the kernel cannot know the reader's container or what that was
+//! before the programs, the reader gets `EAGAIN`: never another's numbers, never the host's.
 
 use core::ffi::c_void;
 use core::ptr;
 
-use aya_ebpf::bindings::{seq_file, task_struct};
-use aya_ebpf::helpers::bpf_get_current_task_btf;
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_seq_write};
-use lxcfs_abi::word::{self, RUN};
-use lxcfs_abi::{Ctrl, decay};
+use aya_ebpf::bindings::seq_file;
+use aya_ebpf::helpers::generated::bpf_seq_write;
+use lxcfs_abi::{Ctrl, Earlier};
 
-use crate::sum::Load;
 use crate::text::Text;
-use crate::whose::Reader;
-use crate::{kernel, load, maps, sum, task, whose};
+use crate::{kernel, maps};
 
 /// What a program of an iterator returns to be asked again: its reader gets `EAGAIN`.
-const AGAIN: i32 = 1;
+pub(crate) const AGAIN: i32 = 1;
 
 /// The beginning of `struct bpf_iter_meta`.
 #[repr(C)]
@@ -26,7 +23,7 @@ pub(crate) struct Meta {
     seq: *mut seq_file,
 }
 
-/// `struct bpf_iter__bpf_map_elem`.
+/// `struct bpf_iter__bpf_map_elem`: the program runs for the one element of a map, and once more behind it.
 #[repr(C)]
 pub(crate) struct IterContext {
     meta: *const Meta,
@@ -35,202 +32,93 @@ pub(crate) struct IterContext {
     value: *const c_void,
 }
 
-/// What the file says.
-struct Line {
-    /// Hundredths for 1, 5 and 15 minutes.
-    averages: [u64; 3],
-    running: u64,
-    threads: u64,
-    last_pid: u64,
+impl IterContext {
+    /// # Safety
+    /// `ctx` is the context of such a program.
+    #[inline(always)]
+    pub(crate) unsafe fn is_behind(ctx: *const Self) -> bool {
+        // SAFETY: by contract.
+        unsafe { (*ctx).key.is_null() }
+    }
+
+    /// # Safety
+    /// As [`Self::is_behind`].
+    #[inline(always)]
+    pub(crate) unsafe fn file(ctx: *const Self) -> *mut seq_file {
+        // SAFETY: by contract.
+        unsafe { (*(*ctx).meta).seq }
+    }
 }
 
-/// Runs for the one element of the map, and once more behind it.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_map_elem")]
-pub(crate) extern "C" fn loadavg(ctx: *const IterContext) -> i32 {
-    // SAFETY: the context of this program type; the helper returns the current task.
-    unsafe {
-        if (*ctx).key.is_null() {
-            return 0;
+/// Where a container is counted.
+#[derive(Clone, Copy)]
+pub(crate) struct Counted {
+    /// The address and the id of its cgroup.
+    pub(crate) cgroup: u64,
+    pub(crate) id: u64,
+    pub(crate) slot: u32,
+}
+
+impl Counted {
+    /// `None`: nothing has run in it yet.
+    #[inline(always)]
+    pub(crate) fn at(cgroup: u64) -> Option<Self> {
+        let id = kernel::cgroup_id(cgroup);
+        // SAFETY: the value is copied.
+        let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;
+        Some(Self { cgroup, id, slot })
+    }
+
+    /// Given back since, the slot may be another group's by now.
+    #[inline(always)]
+    pub(crate) fn is_current(self) -> bool {
+        // SAFETY: a map value, whose word is read whole.
+        maps::slot(self.slot).is_some_and(
+            |slot| unsafe { ptr::read_volatile(&raw const (*slot).cgroup_id) } == self.id,
+        )
+    }
+
+    /// What a container whose init started at `started_ns` was before the programs. `None`: it is older, and the daemon has not
+    /// said.
+    ///
+    /// # Safety
+    /// `ctrl` is the map's element.
+    #[inline(always)]
+    pub(crate) unsafe fn earlier(self, ctrl: *mut Ctrl, started_ns: u64) -> Option<Earlier> {
+        // SAFETY: map values; the daemon writes them once, before anybody reads here.
+        unsafe {
+            let nothing = Earlier { average: [maps::zero(); 3], used_ns: maps::zero() };
+            // A cgroup that came later has no past.
+            let counted_since_ns = ptr::read_volatile(&raw const (*ctrl).loaded_monotonic_ns);
+            let slot = maps::slot(self.slot)?;
+            if ptr::read_volatile(&raw const (*slot).created_ns) >= counted_since_ns {
+                return Some(nothing);
+            }
+            let loaded_ns = ptr::read_volatile(&raw const (*ctrl).loaded_boottime_ns);
+            if started_ns >= loaded_ns {
+                return Some(nothing);
+            }
+            let earlier = maps::EARLIER.get(self.id).copied();
+            if earlier.is_none() {
+                maps::ask();
+            }
+            earlier
         }
-        let current: *const task_struct = bpf_get_current_task_btf();
-        let reader = whose::reader(current);
-        let line = match whose::boundary(reader.pids, reader.cgroups, reader.css_set) {
-            whose::HOST => host(reader),
-            cgroup => container(reader, cgroup, running_in(current)),
-        };
-        let Some(line) = line else { return AGAIN };
-        print((*(*ctx).meta).seq, &line);
     }
-    0
 }
 
-/// What a reader in the container at `cgroup` is told, who is counted as running in the slot `own`.
-#[inline(always)]
-fn container(reader: Reader, cgroup: u64, own: u32) -> Option<Line> {
-    let ctrl = maps::enabled()?;
-    let id = kernel::cgroup_id(cgroup);
-    // SAFETY: the value is copied.
-    let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;
-    // SAFETY: the map's element.
-    let carried = unsafe { carried(ctrl, reader, id, slot) }?;
-    let (load, own_seen) = sum::load_under(slot, maps::jiffies(), own)?;
-    // Given back before we began, it may be another group's by now.
-    is_of(slot, id).then(|| line(&load, own_seen, carried, whose::newest_pid(reader.pids)))
-}
-
-#[inline(always)]
-fn is_of(slot: u32, id: u64) -> bool {
-    // SAFETY: a map value, whose word is read whole.
-    maps::slot(slot)
-        .is_some_and(|slot| unsafe { ptr::read_volatile(&raw const (*slot).cgroup_id) } == id)
-}
-
-/// What is left of the averages from before the programs. `None`: the container is older, and the daemon has not said.
-///
 /// # Safety
-/// `ctrl` is the map's element.
+/// `file` is the iterator's.
 #[inline(always)]
-unsafe fn carried(ctrl: *mut Ctrl, reader: Reader, id: u64, slot: u32) -> Option<[u64; 3]> {
-    // SAFETY: map values; the daemon writes them once, before anybody reads here.
-    unsafe {
-        let none = [maps::zero(); 3];
-        // A cgroup that came later has no past.
-        let counted_since_ns = ptr::read_volatile(&raw const (*ctrl).loaded_monotonic_ns);
-        if ptr::read_volatile(&raw const (*maps::slot(slot)?).created_ns) >= counted_since_ns {
-            return Some(none);
-        }
-        let loaded_ns = ptr::read_volatile(&raw const (*ctrl).loaded_boottime_ns);
-        let Some(earlier) = maps::EARLIER.get(id) else {
-            let is_younger = whose::started_ns(reader.pids, reader.cgroups) >= loaded_ns;
-            return is_younger.then_some(none);
-        };
-        let [one, five, fifteen] = *earlier;
-        let periods = maps::boottime_ns().wrapping_sub(loaded_ns) / decay::PERIOD_NS;
-        let [a, b, c] = decay::EXPONENTS;
-        let rest = |average: u64, e| load::decayed(average as i64, 0, e, periods) as u64;
-        Some([rest(one, a), rest(five, b), rest(fifteen, c)])
-    }
+pub(crate) unsafe fn write(file: *mut seq_file, text: &Text) {
+    let (bytes, length) = text.written();
+    // SAFETY: by contract; so many bytes are written.
+    unsafe { bpf_seq_write(file, bytes.cast(), length) };
 }
 
-/// The slot that `reader` is counted in as running; the overflow slot, which no container has, if it is in none.
-///
-/// # Safety
-/// `reader` is the current task.
-#[inline(always)]
-unsafe fn running_in(reader: *const task_struct) -> u32 {
-    // SAFETY: by contract; an entry's word is read whole.
-    unsafe {
-        let Some(entry) = task::find(reader) else { return lxcfs_abi::OVERFLOW_SLOT };
-        let word = ptr::read_volatile(&raw const (*entry).word);
-        if word & RUN == 0 { lxcfs_abi::OVERFLOW_SLOT } else { word::slot(word) }
-    }
-}
-
-/// As `source/bpf.rs` and `files/loadavg.rs` make it.
-#[inline(always)]
-fn line(load: &Load, own_seen: u64, carried: [u64; 3], last_pid: u32) -> Line {
-    let [a, b, c] = load.average;
-    let [d, e, f] = carried;
-    let running = others_running(load.running, own_seen);
-    Line {
-        averages: [hundredths(a, d), hundredths(b, e), hundredths(c, f)],
-        running,
-        threads: at_least(load.threads, running),
-        last_pid: u64::from(last_pid),
-    }
-}
-
-// Choices are made in functions of their own, each of which the verifier follows once, and not with everything behind it.
-
-/// Hundredths of a sum, which may have been caught between two events but is not below zero, and of what was before.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn hundredths(average: i64, carried: u64) -> u64 {
-    let average = if average < 0 { 0 } else { average as u64 };
-    let (whole, hundredths) = decay::hundredths(average.wrapping_add(carried));
-    100 * whole + hundredths
-}
-
-/// Whoever reads is counted as running only where nobody else is, because the daemon's readers sleep while they are answered.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn others_running(running: i64, own_seen: u64) -> u64 {
-    let running = if own_seen == 0 { running } else { running - 1 };
-    if running < 1 { 1 } else { running as u64 }
-}
-
+/// A choice in a function of its own, which the verifier follows once, and not with everything behind it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn at_least(number: i64, least: u64) -> u64 {
     if number < least as i64 { least } else { number as u64 }
-}
-
-/// What the kernel tells a reader on the host (fs/proc/loadavg.c), from its own counts. `None`: their addresses are not known.
-#[inline(always)]
-fn host(reader: Reader) -> Option<Line> {
-    let ctrl = maps::ctrl()?;
-    // SAFETY: a map value; the daemon writes the addresses before it makes the file.
-    let [avenrun, threads, runqueues, per_cpu_offset] =
-        unsafe { ptr::read_volatile(&raw const (*ctrl).symbols) };
-    if avenrun == 0 {
-        return None;
-    }
-    let at = |nth: u64| {
-        // SAFETY: a copy that does not fault, of an array of three words.
-        let average = unsafe { kernel::copy(avenrun + 8 * nth) };
-        hundredths((average << (decay::FRACTION_BITS - decay::KERNEL_BITS)) as i64, 0)
-    };
-    let mut queues = Queues { runqueues, per_cpu_offset, nr_running: 0 };
-    // SAFETY: the function has the type of a callback, and what it adds to outlives the call.
-    unsafe {
-        bpf_loop(maps::cpu_count(), queue as *mut c_void, ptr::from_mut(&mut queues).cast(), 0);
-    }
-    Some(Line {
-        averages: [at(0), at(1), at(2)],
-        running: queues.nr_running,
-        threads: u64::from(kernel::follow_u32(threads, 0)),
-        last_pid: u64::from(whose::newest_pid(reader.pids)),
-    })
-}
-
-#[repr(C)]
-struct Queues {
-    runqueues: u64,
-    per_cpu_offset: u64,
-    nr_running: u64,
-}
-
-/// Adds the run queue of one CPU.
-extern "C" fn queue(cpu: u64, queues: *mut Queues) -> i64 {
-    // SAFETY: what was handed to the helper, and nobody else's; copies that do not fault.
-    unsafe {
-        let offset = kernel::copy((*queues).per_cpu_offset + 8 * cpu);
-        let queue = (*queues).runqueues.wrapping_add(offset);
-        let running = kernel::follow_u32(queue, u64::from(kernel::O_RQ_NR_RUNNING.load()));
-        (*queues).nr_running += u64::from(running);
-    }
-    0
-}
-
-/// A function of its own, so that its text is not on the stack while sums are made.
-///
-/// # Safety
-/// `file` is the iterator's.
-#[inline(never)]
-unsafe fn print(file: *mut seq_file, line: &Line) {
-    let mut text = Text::new();
-    for average in line.averages {
-        text.fraction(average);
-        text.byte(b' ');
-    }
-    text.number(line.running);
-    text.byte(b'/');
-    text.number(line.threads);
-    text.byte(b' ');
-    text.number(line.last_pid);
-    text.byte(b'\n');
-    let (bytes, length) = text.written();
-    // SAFETY: by contract; so many bytes are written.
-    unsafe { bpf_seq_write(file, bytes.cast(), length) };
 }

@@ -21,19 +21,29 @@ pub(crate) fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let cpu = maps::current_cpu();
     // SAFETY: both are tasks by the tracepoint's definition.
     unsafe {
+        leave(previous, next, ctrl, cpu);
+        cpu::runs(next, cpu);
+    }
+    0
+}
+
+/// # Safety
+/// `previous` is being switched out on the current CPU, for `next`.
+#[inline(always)]
+unsafe fn leave(previous: *const task_struct, next: *const task_struct, ctrl: *mut Ctrl, cpu: u32) {
+    // SAFETY: by contract.
+    unsafe {
         if kernel::pid(previous) == 0 {
             cpu::idle_ends(cpu);
-            return 0;
+            return;
         }
         if kernel::pid(next) == 0 {
             cpu::idle_begins(cpu);
         }
-        let Some(entry) = task::find(previous).or_else(|| task::create_late(previous)) else {
-            return 0;
-        };
-        switch_out(previous, entry, ctrl, cpu);
+        if let Some(entry) = task::find(previous).or_else(|| task::create_late(previous)) {
+            switch_out(previous, entry, ctrl, cpu);
+        }
     }
-    0
 }
 
 /// # Safety

@@ -1,4 +1,4 @@
-//! The load of a subtree of slots, as the daemon sums it (`bpf/sample.rs`, `bpf/maps.rs`).
+//! Sums over a subtree of slots, as the daemon makes them (`bpf/sample.rs`, `bpf/maps.rs`).
 //!
 //! One step of one loop looks at one record, or goes from one slot to the next: with a loop in a loop the verifier would have to
 //! follow each pair.
@@ -25,6 +25,15 @@ const MASK: u64 = 0xffff;
 const WALKS: u64 = 64;
 
 /// What is summed.
+trait Sum: Sized {
+    /// All of it zero, of which the verifier knows nothing.
+    fn nothing() -> Self;
+
+    /// Adds a record. `false`: its writer was faster, and nothing is added.
+    fn add(record: *mut Record, walk: &mut Walk<Self>) -> bool;
+}
+
+/// The load.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Load {
@@ -37,8 +46,8 @@ pub(crate) struct Load {
 /// A walk through a subtree. Whole words, each of which is of a number that the verifier does not know and finds nowhere else:
 /// one that it knows, or one that two words share, would make every step another one to it, and it would follow them all.
 #[repr(C)]
-struct Walk {
-    sum: Load,
+struct Walk<S> {
+    sum: S,
     jiffies: u64,
     root: u64,
     /// The slot, and its record that is next.
@@ -62,9 +71,21 @@ struct Walk {
 /// The load of the subtree of `root` at `jiffies`, and not 0 if the slot `own` is in it. `None`: it changed too often.
 #[inline(always)]
 pub(crate) fn load_under(root: u32, jiffies: u64, own: u32) -> Option<(Load, u64)> {
+    let walk = walk::<Load>(root, jiffies, own)?;
+    Some((walk.sum, walk.own_seen))
+}
+
+/// CPU time charged in the subtree of `root` since the programs count, nanoseconds. `None`: it changed too often.
+#[inline(always)]
+pub(crate) fn charged_ns_under(root: u32) -> Option<u64> {
+    Some(walk::<Charged>(root, 0, lxcfs_abi::OVERFLOW_SLOT)?.sum.run_ns)
+}
+
+#[inline(always)]
+fn walk<S: Sum>(root: u32, jiffies: u64, own: u32) -> Option<Walk<S>> {
     let (root, own) = (u64::from(root), u64::from(own));
     let mut walk = Walk {
-        sum: nothing(),
+        sum: S::nothing(),
         jiffies,
         root,
         at: root.wrapping_add(zero()),
@@ -80,19 +101,12 @@ pub(crate) fn load_under(root: u32, jiffies: u64, own: u32) -> Option<(Load, u64
     };
     atomic::barrier();
     // SAFETY: the function has the type of a callback, and the walk outlives the call.
-    unsafe { bpf_loop(MOST_STEPS, step as *mut c_void, ptr::from_mut(&mut walk).cast(), 0) };
-    (walk.is_whole != 0).then_some((walk.sum, walk.own_seen))
-}
-
-/// All of it zero.
-#[inline(always)]
-fn nothing() -> Load {
-    let zero = || zero() as i64;
-    Load { average: [zero(), zero(), zero()], running: zero(), threads: zero() }
+    unsafe { bpf_loop(MOST_STEPS, step::<S> as *mut c_void, ptr::from_mut(&mut walk).cast(), 0) };
+    (walk.is_whole != 0).then_some(walk)
 }
 
 /// One step; 1 ends the walk.
-extern "C" fn step(_nth: u64, walk: *mut Walk) -> i64 {
+extern "C" fn step<S: Sum>(_nth: u64, walk: *mut Walk<S>) -> i64 {
     // SAFETY: the walk that was handed to the helper, and nobody else's.
     let walk = unsafe { &mut *walk };
     if walk.climbs != 0 {
@@ -107,7 +121,7 @@ extern "C" fn step(_nth: u64, walk: *mut Walk) -> i64 {
         atomic::barrier();
     }
     let Some(record) = maps::record(maps::record_index(slot, walk.nth as u32)) else { return 1 };
-    if add(record, walk) {
+    if S::add(record, walk) {
         walk.nth = walk.nth.wrapping_add(1) & MASK;
     } else {
         walk.attempts = walk.attempts.wrapping_add(1) & MASK;
@@ -117,7 +131,7 @@ extern "C" fn step(_nth: u64, walk: *mut Walk) -> i64 {
 
 /// The slot is read: on to its first child.
 #[inline(always)]
-fn leave(walk: &mut Walk) -> i64 {
+fn leave<S: Sum>(walk: &mut Walk<S>) -> i64 {
     let index = walk.at as u32;
     atomic::barrier();
     let now = sequence(maps::shared_index(index));
@@ -140,7 +154,7 @@ fn leave(walk: &mut Walk) -> i64 {
 
 /// To the next sibling, else to the parent and its.
 #[inline(always)]
-fn climb(walk: &mut Walk) -> i64 {
+fn climb<S: Sum>(walk: &mut Walk<S>) -> i64 {
     if walk.at == walk.root {
         atomic::barrier();
         let fold = maps::fold_sequence();
@@ -169,8 +183,8 @@ fn climb(walk: &mut Walk) -> i64 {
 
 /// Once more from the beginning: records were moved into each other, or a slot was given back meanwhile.
 #[inline(always)]
-fn again(walk: &mut Walk) -> i64 {
-    walk.sum = nothing();
+fn again<S: Sum>(walk: &mut Walk<S>) -> i64 {
+    walk.sum = S::nothing();
     walk.at = walk.root.wrapping_add(zero());
     walk.nth = zero();
     walk.climbs = zero();
@@ -196,35 +210,63 @@ fn sequence(index: u32) -> u64 {
     u64::from(unsafe { ptr::read_volatile(&raw const (*record).sequence) })
 }
 
-/// Adds a record. `false`: its writer was faster, and nothing is added.
-#[inline(always)]
-fn add(record: *mut Record, walk: &mut Walk) -> bool {
-    // SAFETY: a map value, whose words are read whole; the sequence tells whether they belong together.
-    unsafe {
-        let before = ptr::read_volatile(&raw const (*record).sequence);
-        atomic::barrier();
-        let next = ptr::read_volatile(&raw const (*record).next_tick_jiffies);
-        let average = ptr::read_volatile(&raw const (*record).average);
-        let running = i64::from(ptr::read_volatile(&raw const (*record).nr_running));
-        let blocked = i64::from(ptr::read_volatile(&raw const (*record).nr_uninterruptible));
-        let threads = i64::from(ptr::read_volatile(&raw const (*record).nr_tasks));
-        atomic::barrier();
-        let after = ptr::read_volatile(&raw const (*record).sequence);
-        // What is rare is left to functions.
-        if (before != after || before & 1 != 0) && may_retry(walk.attempts) != 0 {
-            return false;
-        }
-        let (ticks, active) = (load::ticks_due(walk.jiffies, next), running + blocked);
-        let ([mut a, mut b, mut c], [x, y, z]) = (average, walk.sum.average);
-        if ticks != 0 && a | b | c | active != 0 {
-            let [one, five, fifteen] = decay::EXPONENTS;
-            a = load::decayed(a, active, one, ticks);
-            b = load::decayed(b, active, five, ticks);
-            c = load::decayed(c, active, fifteen, ticks);
-        }
-        walk.sum.average = [x + a, y + b, z + c];
-        walk.sum.running += running;
-        walk.sum.threads += threads;
+impl Sum for Load {
+    #[inline(always)]
+    fn nothing() -> Self {
+        let zero = || zero() as i64;
+        Self { average: [zero(), zero(), zero()], running: zero(), threads: zero() }
     }
-    true
+
+    #[inline(always)]
+    fn add(record: *mut Record, walk: &mut Walk<Self>) -> bool {
+        // SAFETY: a map value, whose words are read whole; the sequence tells whether they belong together.
+        unsafe {
+            let before = ptr::read_volatile(&raw const (*record).sequence);
+            atomic::barrier();
+            let next = ptr::read_volatile(&raw const (*record).next_tick_jiffies);
+            let average = ptr::read_volatile(&raw const (*record).average);
+            let running = i64::from(ptr::read_volatile(&raw const (*record).nr_running));
+            let blocked = i64::from(ptr::read_volatile(&raw const (*record).nr_uninterruptible));
+            let threads = i64::from(ptr::read_volatile(&raw const (*record).nr_tasks));
+            atomic::barrier();
+            let after = ptr::read_volatile(&raw const (*record).sequence);
+            // What is rare is left to functions.
+            if (before != after || before & 1 != 0) && may_retry(walk.attempts) != 0 {
+                return false;
+            }
+            let (ticks, active) = (load::ticks_due(walk.jiffies, next), running + blocked);
+            let ([mut a, mut b, mut c], [x, y, z]) = (average, walk.sum.average);
+            if ticks != 0 && a | b | c | active != 0 {
+                let [one, five, fifteen] = decay::EXPONENTS;
+                a = load::decayed(a, active, one, ticks);
+                b = load::decayed(b, active, five, ticks);
+                c = load::decayed(c, active, fifteen, ticks);
+            }
+            walk.sum.average = [x + a, y + b, z + c];
+            walk.sum.running += running;
+            walk.sum.threads += threads;
+        }
+        true
+    }
+}
+
+/// CPU time.
+#[repr(C)]
+struct Charged {
+    run_ns: u64,
+}
+
+impl Sum for Charged {
+    #[inline(always)]
+    fn nothing() -> Self {
+        Self { run_ns: zero() }
+    }
+
+    #[inline(always)]
+    fn add(record: *mut Record, walk: &mut Walk<Self>) -> bool {
+        // SAFETY: a map value, whose word is read whole.
+        let run_ns = unsafe { ptr::read_volatile(&raw const (*record).run_ns) };
+        walk.sum.run_ns = walk.sum.run_ns.wrapping_add(run_ns);
+        true
+    }
 }

@@ -6,7 +6,7 @@
 use aya_ebpf::bindings::task_struct;
 use lxcfs_abi::MAX_DEPTH;
 
-use crate::kernel::{self, follow, follow_u32};
+use crate::kernel::{self, cgroup_in, follow, follow_u32};
 
 /// `PROC_PID_INIT_INO` and `PROC_CGROUP_INIT_INO` (include/linux/proc_ns.h): the namespaces the daemon is in.
 const HOST_PIDS: u32 = 0xefff_fffc;
@@ -31,6 +31,20 @@ pub(crate) struct Reader {
     pub(crate) css_set: u64,
 }
 
+impl Reader {
+    /// The address of the cgroup at the boundary of its container, in the hierarchy that `way` leads to; 0 where it is not known.
+    #[inline(always)]
+    pub(crate) fn boundary(self, way: u32) -> u64 {
+        boundary(self.pids, self.cgroups, self.css_set, way)
+    }
+
+    /// The address of the init of its container; 0 where that has none of its own.
+    #[inline(always)]
+    pub(crate) fn init(self) -> u64 {
+        init(self.pids, self.cgroups)
+    }
+}
+
 /// # Safety
 /// `reader` is a task the verifier trusts.
 #[inline(always)]
@@ -48,10 +62,10 @@ pub(crate) unsafe fn reader(reader: *const task_struct) -> Reader {
 // These are functions of their own, of numbers alone: the verifier follows them once, and not each way through them together
 // with each way through what comes behind.
 
-/// The address of the cgroup at the boundary of a reader's container; 0 where it is not known.
+/// See [`Reader::boundary`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 {
+pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64, way: u32) -> u64 {
     if pids == 0 || cgroups == 0 {
         return 0;
     }
@@ -68,25 +82,31 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64) -> u64 
         return 0;
     }
     let cgroup = if inits == cgroups {
-        let leaf = kernel::cgroup_of(follow(init, &kernel::O_CGROUPS));
+        let leaf = cgroup_in(follow(init, &kernel::O_CGROUPS), way);
         let is_its_own = !shares_cgroups && !is_of_parent(pids, cgroups);
-        if is_its_own { root(cgroups, leaf) } else { without_known_leaf(leaf) }
+        if is_its_own { root(cgroups, leaf, way) } else { without_known_leaf(leaf) }
     } else {
         // A pod with one pid namespace for several containers, or a service with a cgroup namespace of its own.
-        let leaf = kernel::cgroup_of(css_set);
-        if shares_cgroups { leaf } else { root(cgroups, leaf) }
+        let leaf = cgroup_in(css_set, way);
+        if shares_cgroups { leaf } else { root(cgroups, leaf, way) }
     };
     // The root cgroup's numbers are the host's, and belong to no container.
     if kernel::cgroup_parent(cgroup) == 0 { 0 } else { cgroup }
 }
 
-/// When the init of a reader's container started, nanoseconds of CLOCK_BOOTTIME; 0 where it has none of its own.
+/// See [`Reader::init`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn started_ns(pids: u64, cgroups: u64) -> u64 {
+pub(crate) extern "C" fn init(pids: u64, cgroups: u64) -> u64 {
     let shares_pids = pids_number(pids) == HOST_PIDS;
     let init = if shares_pids { 0 } else { follow(pids, &kernel::O_CHILD_REAPER) };
-    if cgroup_namespace(init) == cgroups { follow(init, &kernel::O_START_BOOTTIME) } else { 0 }
+    if cgroup_namespace(init) == cgroups { init } else { 0 }
+}
+
+/// When a process started, nanoseconds of CLOCK_BOOTTIME; 0 for none.
+#[inline(always)]
+pub(crate) fn started_ns(init: u64) -> u64 {
+    follow(init, &kernel::O_START_BOOTTIME)
 }
 
 /// The newest pid in a pid namespace, as `/proc/loadavg` has it: one less than where the next search begins.
@@ -127,8 +147,8 @@ fn is_of_parent(pids: u64, cgroups: u64) -> bool {
 
 /// The root of a cgroup namespace, or `leaf` if that does not lie below it.
 #[inline(always)]
-fn root(cgroups: u64, leaf: u64) -> u64 {
-    let root = kernel::cgroup_of(follow(cgroups, &kernel::O_ROOT_CSET));
+fn root(cgroups: u64, leaf: u64, way: u32) -> u64 {
+    let root = cgroup_in(follow(cgroups, &kernel::O_ROOT_CSET), way);
     if leaf == root || is_below(leaf, root) != 0 { root } else { leaf }
 }
 

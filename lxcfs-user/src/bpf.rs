@@ -27,6 +27,7 @@ mod below;
 pub mod btf;
 pub mod clock;
 pub mod hierarchy;
+mod idle;
 mod kept;
 mod load;
 mod maintain;
@@ -42,11 +43,12 @@ mod sys;
 pub mod wanted;
 
 use crate::model::lock::lock;
-pub use below::{FILE as BELOW_FILE, Symbols};
+pub use below::Symbols;
 use clock::{Clock, monotonic_ns};
+pub use idle::{IdleBefore, IdleQuestion};
 use kept::Kept;
 pub use kept::object_hash;
-pub use lxcfs_abi::PidNamespace;
+pub use lxcfs_abi::{Earlier, Process, view};
 use maintain::Folder;
 pub use maintain::Reaped;
 use maps::{Maps, ctrl_word, slot_word};
@@ -78,7 +80,7 @@ fn last_word(verifier_log: &str) -> &str {
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Cgroups counted at once, those without tasks of their own but with such below included.
-    /// Each costs 128 bytes per possible CPU and some 420 more.
+    /// Each costs 128 bytes per possible CPU and some 480 more.
     pub slots: u32,
 }
 
@@ -151,6 +153,7 @@ pub struct Counters {
     pub rehomed: u64,
     pub late: u64,
     pub removals: u64,
+    pub unknown: u64,
 }
 
 impl Counters {
@@ -169,12 +172,12 @@ pub struct Accounting {
     kept: Kept,
     flush: OwnedFd,
     newest_pid: Option<OwnedFd>,
+    idle: Option<OwnedFd>,
     notifications: OwnedFd,
     /// Jiffy of the last flush: what a flush sees moves once per jiffy.
     flushed: AtomicU64,
     upkeep: Mutex<Upkeep>,
-    /// Whether there can be a file below FUSE, and if not, why.
-    below: Result<(), String>,
+    below: kept::Below,
 }
 
 struct Upkeep {
@@ -391,6 +394,7 @@ impl Accounting {
             rehomed: read(ctrl_word!(self.maps, rehomed)),
             late: read(ctrl_word!(self.maps, late)),
             removals: read(ctrl_word!(self.maps, removals)),
+            unknown: read(ctrl_word!(self.maps, unknown)),
         }
     }
 

@@ -59,12 +59,12 @@ pub struct Serve {
     /// Where load and CPU time come from: eBPF where the kernel allows it, or cgroup files alone
     #[arg(long, value_enum, default_value_t)]
     pub accounting: Supplier,
-    /// Cgroups to keep counts for at once, with eBPF: each takes 128 bytes per possible CPU and some 420 more, 10,000 take
+    /// Cgroups to keep counts for at once, with eBPF: each takes 128 bytes per possible CPU and some 480 more, 10,000 take
     /// 7 MB on 2 CPUs and 86 MB on 64
     #[arg(long, default_value_t = 4_096, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
     pub cgroups: u32,
-    /// Files that the kernel itself serves, without a daemon on the way: `loadavg`, or none with `off`. Such a file has to be opened
-    /// anew for each reading; `auto` is those that no program is known to rewind, today none
+    /// Files that the kernel itself serves, without a daemon on the way: `loadavg`, `uptime`, or none with `off`. Such a file has to
+    /// be opened anew for each reading; `auto` is those that no program is known to rewind, today none
     #[arg(long, default_value = "auto", value_name = "auto|off|LIST")]
     pub kernel_files: KernelFiles,
     /// Show no swap
@@ -238,11 +238,19 @@ pub enum Supplier {
     Files,
 }
 
-/// Files that the kernel is to serve.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct KernelFiles {
-    /// `/proc/loadavg`.
-    pub loadavg: bool,
+/// Files that the kernel is to serve, by their names in `/proc`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelFiles(Vec<&'static str>);
+
+impl KernelFiles {
+    /// Those that it can serve.
+    pub const ALL: [&str; 2] = ["loadavg", "uptime"];
+
+    /// Whether `file` is one of them.
+    #[must_use]
+    pub fn has(&self, file: &str) -> bool {
+        self.0.contains(&file)
+    }
 }
 
 impl std::str::FromStr for KernelFiles {
@@ -254,11 +262,10 @@ impl std::str::FromStr for KernelFiles {
         }
         let mut files = Self::default();
         for name in text.split(',') {
-            match name.trim_start_matches('/').trim_start_matches("proc/") {
-                "loadavg" => files.loadavg = true,
-                "uptime" => return Err("the idle time in `uptime` needs the daemon".to_owned()),
-                other => return Err(format!("`{other}` is not one of auto, off, loadavg")),
-            }
+            let name = name.trim_start_matches('/').trim_start_matches("proc/");
+            let known = Self::ALL.into_iter().find(|known| *known == name);
+            let unknown = || format!("`{name}` is not one of auto, off, {}", Self::ALL.join(", "));
+            files.0.push(known.ok_or_else(unknown)?);
         }
         Ok(files)
     }
@@ -320,11 +327,14 @@ mod tests {
             assert!(cli.serve.mountpoint.is_some(), "{line}");
         }
         let files = |list| Cli::try_parse_from(["lxcfs", "--kernel-files", list, "/m"]);
-        assert!(files("loadavg").unwrap().serve.kernel_files.loadavg);
-        assert!(files("/proc/loadavg").unwrap().serve.kernel_files.loadavg);
-        assert!(!files("auto").unwrap().serve.kernel_files.loadavg);
-        assert!(!files("off").unwrap().serve.kernel_files.loadavg);
-        assert!(files("uptime").is_err() && files("loadavg,stat").is_err() && files("").is_err());
+        let wanted = |list| {
+            let files = files(list).unwrap().serve.kernel_files;
+            KernelFiles::ALL.map(|name| files.has(name))
+        };
+        assert_eq!(wanted("loadavg"), [true, false]);
+        assert_eq!(wanted("/proc/loadavg,uptime"), [true, true]);
+        assert_eq!(["auto", "off"].map(wanted), [[false; 2]; 2]);
+        assert!(files("loadavg,stat").is_err() && files("").is_err());
         assert!(Cli::try_parse_from(["lxcfs", "-d", "-f", "/m"]).is_err());
         assert!(Cli::try_parse_from(["lxcfs", "--no-such-option", "/m"]).is_err());
     }

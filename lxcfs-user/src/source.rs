@@ -24,12 +24,17 @@ use crate::model::container::{Container, Tasks};
 use crate::model::cpus::{Bandwidth, CpuSet};
 use crate::model::file::{File, Resource};
 use crate::model::load::LoadAverage;
-use crate::model::monotonic::CpuTimes;
+use crate::model::monotonic::{CpuTimes, IdleHistory};
 
 /// What is known of one container, by group. A source that does not say otherwise supplies nothing.
 pub trait Source: Send + Sync + fmt::Debug {
     /// CPU time used since the container's cgroup was made.
     fn cpu(&self, _: &Container) -> Result<Option<Cpu>> {
+        Ok(None)
+    }
+
+    /// Idle time of so many `cpus`, of a container that has been up for `up_ns`, where the source keeps what was shown before.
+    fn idle(&self, _container: &Container, _up_ns: u64, _cpus: u32) -> Result<Option<IdleHistory>> {
         Ok(None)
     }
 
@@ -293,6 +298,10 @@ impl Layered {
 impl Source for Layered {
     fn cpu(&self, container: &Container) -> Result<Option<Cpu>> {
         self.first(|source| source.cpu(container))
+    }
+
+    fn idle(&self, container: &Container, up_ns: u64, cpus: u32) -> Result<Option<IdleHistory>> {
+        self.first(|source| source.idle(container, up_ns, cpus))
     }
 
     fn cpuset(&self, container: &Container) -> Result<Option<CpuSet>> {

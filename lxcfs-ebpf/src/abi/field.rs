@@ -6,6 +6,10 @@
 /// The field is not there on this kernel.
 pub const ABSENT: u32 = 0;
 
+/// Added to the offset in a css_set of a pointer that leads to a subsystem's state, and through that to the cgroup (v1); without, it
+/// leads to the cgroup itself (v2).
+pub const THROUGH_STATE: u32 = 1 << 31;
+
 const SIZE_SHIFT: u32 = 16;
 const BIT_SHIFT: u32 = 24;
 const ONE_BIT: u32 = 1 << 31;

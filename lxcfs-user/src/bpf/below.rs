@@ -1,20 +1,17 @@
-//! The file below FUSE: a link of the program `loadavg`, pinned in a bpffs, and what that program has to be told.
+//! Files below FUSE: links of the programs that print them, pinned in a bpffs, and what those have to be told.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::kept::READER;
+use super::kept::READERS;
 use super::load::failed;
 use super::maps::ctrl_word;
 use super::support::TRACEPOINTS;
-use super::{Accounting, Slot, Unavailable, sys};
+use super::{Accounting, Earlier, Slot, Unavailable, sys};
 
-/// The name of the file, in its directory.
-pub const FILE: &str = READER;
-
-/// Holds what counts, so that the file says what is true for as long as somebody has it.
+/// Holds what counts, so that a file says what is true for as long as somebody has it.
 const COUNTING: &str = "counting";
 
 /// Addresses of the kernel's own counts, in the order of `Ctrl::symbols`.
@@ -42,12 +39,15 @@ impl Symbols {
 }
 
 impl Accounting {
-    /// Whether there can be a file below FUSE.
+    /// Whether the kernel can serve `file`.
     ///
     /// # Errors
     /// Why not.
-    pub fn below(&self) -> Result<(), &str> {
-        self.below.as_ref().copied().map_err(String::as_str)
+    pub fn below(&self, file: &str) -> Result<(), &str> {
+        let of = READERS.iter().zip(&self.below).find(|(reader, _)| reader.name == file);
+        of.map_or(Err("there is no program for it"), |(_, below)| {
+            below.as_ref().copied().map_err(String::as_str)
+        })
     }
 
     /// Says since when everything is counted: nanoseconds of `CLOCK_BOOTTIME` and `CLOCK_MONOTONIC`.
@@ -56,13 +56,19 @@ impl Accounting {
         ctrl_word!(self.maps, loaded_monotonic_ns).store(monotonic_ns, Ordering::SeqCst);
     }
 
-    /// Says what the load averages (32 fraction bits) of a cgroup older than the programs were when they began.
+    /// Says which CPUs containers are shown, a number of [`view`](super::view).
+    pub fn tell_view(&self, view: u32) {
+        let offset = std::mem::offset_of!(lxcfs_abi::Ctrl, cpu_view);
+        self.maps.ctrl.half(0, offset).store(view, Ordering::SeqCst);
+    }
+
+    /// Says what a container in a cgroup older than the programs was when they began.
     ///
     /// # Errors
     /// As many cgroups as there can be have been told of.
-    pub fn was_earlier(&self, slot: Slot, average: [u64; 3]) -> Result<(), Unavailable> {
-        sys::update(self.maps.earlier.as_fd(), &slot.cgroup_id(), &average)
-            .map_err(failed("keep an earlier load average"))
+    pub fn was_earlier(&self, slot: Slot, earlier: Earlier) -> Result<(), Unavailable> {
+        sys::update(self.maps.earlier.as_fd(), &slot.cgroup_id(), &earlier)
+            .map_err(failed("keep what a container was before"))
     }
 
     /// Says where the kernel keeps what readers on the host are shown.
@@ -74,34 +80,42 @@ impl Accounting {
         }
     }
 
-    /// Makes the file in `directory`, an empty bpffs.
+    /// Makes what counts stay for as long as `directory`, an empty bpffs, has it.
     ///
     /// # Errors
     /// It is no bpffs, or not ours to write to.
-    pub fn pin_below(&self, directory: &Path) -> Result<(), Unavailable> {
+    pub fn pin_counting(&self, directory: &Path) -> Result<(), Unavailable> {
         let counting = directory.join(COUNTING);
         fs::create_dir(&counting).map_err(failed("make a directory in bpffs"))?;
         for name in TRACEPOINTS {
             let link = self.kept.get(name).map_err(failed("find a link"))?;
             sys::pin(link, &counting.join(name)).map_err(failed("pin a link"))?;
         }
-        let link = self.link().map_err(failed("make a file of the program loadavg"))?;
-        let file = directory.join(FILE);
-        sys::pin(link.as_fd(), &file).map_err(failed("pin the file"))?;
+        Ok(())
+    }
+
+    /// Makes `file` in `directory`.
+    ///
+    /// # Errors
+    /// As for [`Self::pin_counting`], or there can be no such file.
+    pub fn pin_below(&self, file: &str, directory: &Path) -> Result<(), Unavailable> {
+        let link = self.link(file).map_err(failed("make a file of a program"))?;
+        let path = directory.join(file);
+        sys::pin(link.as_fd(), &path).map_err(failed("pin a file"))?;
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o444);
-        fs::set_permissions(&file, readable).map_err(failed("let everybody read the file"))
+        fs::set_permissions(&path, readable).map_err(failed("let everybody read a file"))
     }
 
-    fn link(&self) -> std::io::Result<OwnedFd> {
-        sys::link_elements(self.kept.get(READER)?, self.kept.get("CTRL")?)
+    fn link(&self, file: &str) -> std::io::Result<OwnedFd> {
+        sys::link_elements(self.kept.get(file)?, self.kept.get("CTRL")?)
     }
 
-    /// Whether the file in `directory` is of these programs.
+    /// Whether `file` in `directory` is of these programs.
     #[must_use]
-    pub fn is_below(&self, directory: &Path) -> bool {
+    pub fn is_below(&self, file: &str, directory: &Path) -> bool {
         let same = || -> std::io::Result<bool> {
-            let link = sys::pinned(&directory.join(FILE))?;
-            Ok(sys::program_of_link(link.as_fd())? == sys::program_number(self.kept.get(READER)?)?)
+            let link = sys::pinned(&directory.join(file))?;
+            Ok(sys::program_of_link(link.as_fd())? == sys::program_number(self.kept.get(file)?)?)
         };
         same().unwrap_or(false)
     }

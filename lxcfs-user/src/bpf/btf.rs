@@ -151,6 +151,18 @@ impl<'a> Btf<'a> {
     /// A member of the named structure; `path` leads through inner structures, dot by dot.
     #[must_use]
     pub fn member(&self, structure: &str, path: &str) -> Option<Member> {
+        self.typed_member(structure, path).map(|(member, _)| member)
+    }
+
+    /// Whether there is such a member, and it is a pointer.
+    #[must_use]
+    pub fn is_pointer(&self, structure: &str, path: &str) -> bool {
+        let of = self.typed_member(structure, path).and_then(|(_, of)| self.resolved(of));
+        of.is_some_and(|(of, _)| of.kind == kind::PTR)
+    }
+
+    /// The second is the member's type.
+    fn typed_member(&self, structure: &str, path: &str) -> Option<(Member, u32)> {
         let mut id = self.find(structure, Kind::Struct)?;
         let mut offset_bits = 0u32;
         let mut last = None;
@@ -159,7 +171,7 @@ impl<'a> Btf<'a> {
             offset_bits = offset_bits.checked_add(member.offset_bits)?;
             member.offset_bits = offset_bits;
             id = of;
-            last = Some(member);
+            last = Some((member, of));
         }
         last
     }
@@ -318,7 +330,8 @@ mod tests {
     }
 
     /// `struct task { u32 pid; union { u8 on_rq; u32 other; }; unsigned iowait : 1 at bit 75;
-    /// struct inner { u64 a; u64 sum; } se; };` and `enum ids { cpu = 1, cpuacct = 2 };`
+    /// struct inner { u64 a; u64 sum; } se; };` `enum ids { cpu = 1, cpuacct = 2 };` and
+    /// `struct set { u64 *mask; u64 bits; };` with a typedef of the pointer.
     fn example() -> Vec<u8> {
         let mut b = Builder::default();
         b.push("u32", kind::INT << 24, 4, &[32]);
@@ -335,6 +348,10 @@ mod tests {
         let (cpu, acct) = (b.string("cpu"), b.string("cpuacct"));
         b.push("ids", kind::ENUM << 24 | 2, 4, &[cpu, 1, acct, 2]);
         b.push("walk", kind::FUNC << 24, 1, &[]);
+        b.push("", kind::PTR << 24, 3, &[]);
+        b.push("mask_t", kind::TYPEDEF << 24, 10, &[]);
+        let (mask, bits) = (b.string("mask"), b.string("bits"));
+        b.push("set", kind::STRUCT << 24 | 2, 16, &[mask, 11, 0, bits, 3, 64]);
         b.bytes()
     }
 
@@ -358,6 +375,8 @@ mod tests {
         assert_eq!(btf.enumerator("ids", "absent"), None);
         assert_eq!(btf.find("walk", Kind::Func), Some(9));
         assert_eq!(btf.find("walk", Kind::Typedef), None);
+        assert!(btf.is_pointer("set", "mask") && !btf.is_pointer("set", "bits"));
+        assert!(!btf.is_pointer("set", "absent") && !btf.is_pointer("absent", "mask"));
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use crate::model::mounts::CgroupMount;
 
-/// A v1 controller that can group CPU time.
+/// A controller that has to do with CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Controller {
     Cpuacct,
     Cpu,
+    Cpuset,
 }
 
 /// The hierarchy whose groups are counted.
@@ -35,6 +36,12 @@ pub fn choose(mountinfo: &[u8]) -> Option<Hierarchy> {
     find(Some(Controller::Cpuacct), |mount| mount.has("cpuacct"))
         .or_else(|| find(Some(Controller::Cpu), |mount| mount.has("cpu")))
         .or_else(|| find(None, CgroupMount::is_v2))
+}
+
+/// Whether a v1 hierarchy of `controller` is mounted. It is in the default one otherwise, if anywhere.
+#[must_use]
+pub fn is_v1(mountinfo: &[u8], controller: &str) -> bool {
+    CgroupMount::all(mountinfo).any(|mount| mount.has(controller))
 }
 
 #[cfg(test)]
@@ -67,6 +74,14 @@ mod tests {
     fn cpu_stands_in_for_cpuacct() {
         let text = b"32 25 0:28 / /sys/fs/cgroup/cpu rw - cgroup none rw,cpu\n";
         assert_eq!(choose(text), at(Some(Controller::Cpu), "/sys/fs/cgroup/cpu"));
+    }
+
+    #[test]
+    fn a_controller_is_v1_where_it_is_mounted_so() {
+        for (controller, hybrid) in [("cpu", true), ("memory", true), ("cpuset", false)] {
+            assert_eq!(is_v1(HYBRID.as_bytes(), controller), hybrid, "{controller}");
+            assert!(!is_v1(V2.as_bytes(), controller), "{controller}");
+        }
     }
 
     #[test]

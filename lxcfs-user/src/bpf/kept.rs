@@ -24,18 +24,41 @@ use super::{Accounting, Unavailable, Upkeep, sys};
 use crate::model::hash::fnv1a;
 
 /// The maps that user space reads.
-pub(super) const MAPS: [&str; 9] =
-    ["CTRL", "SLOTS", "RECORDS", "CPUS", "SLOT_OF", "EARLIER", "TASKS", "FREE", "NOTIFY"];
+pub(super) const MAPS: [&str; 10] =
+    ["CTRL", "SLOTS", "RECORDS", "IDLES", "CPUS", "SLOT_OF", "EARLIER", "TASKS", "FREE", "NOTIFY"];
 
 /// The programs that it runs.
 pub(super) const PROGRAMS: [&str; 3] = ["seed", "flush", "fold"];
 
-/// The program of the file below FUSE, where there is one.
-pub(super) const READER: &str = "loadavg";
-
-/// Those that tell the newest pid of a pid namespace, where there are.
-pub(super) const PID_NAMESPACE: &str = "pid_namespace";
+/// Those that tell of a process and of its pid namespace, where there are.
+pub(super) const PROCESS: &str = "process";
 pub(super) const NEWEST_PID: &str = "newest_pid";
+
+/// The one that tells idle time, where there is.
+pub(super) const IDLE: &str = "idle";
+
+/// The programs of a file below FUSE.
+pub(super) struct Reader {
+    /// The file, and the program that prints it.
+    pub(super) name: &'static str,
+    /// Iterators, and over what: the file's own first.
+    pub(super) iterators: &'static [(&'static str, &'static str)],
+    /// What user space runs besides.
+    pub(super) on_demand: &'static str,
+}
+
+/// The files. Nothing else depends on their programs.
+pub(super) const READERS: [Reader; 2] = [
+    Reader {
+        name: "loadavg",
+        iterators: &[("loadavg", "bpf_map_elem"), (PROCESS, "task")],
+        on_demand: NEWEST_PID,
+    },
+    Reader { name: "uptime", iterators: &[("uptime", "bpf_map_elem")], on_demand: IDLE },
+];
+
+/// For each of [`READERS`], whether there can be such a file, and if not, why.
+pub(crate) type Below = [Result<(), String>; READERS.len()];
 
 /// Descriptors by name.
 #[derive(Debug, Default)]
@@ -84,7 +107,7 @@ impl Accounting {
     pub fn adopt(kept: Vec<(String, OwnedFd)>, clock: Clock) -> Result<Self, Unavailable> {
         let kept = Kept(kept);
         let without = |_| "the programs that count already were loaded without it".to_owned();
-        let below = kept.get(READER).map(|_| ()).map_err(without);
+        let below = READERS.map(|reader| kept.get(reader.name).map(|_| ()).map_err(without));
         let adopted = Self::of(kept, None, clock, below)?;
         // The daemon may have been killed while it gave a slot back: the read that waits for the end would wait for ever.
         let sequence = adopted.maps.fold_sequence();
@@ -98,7 +121,7 @@ impl Accounting {
         kept: Kept,
         messages: Option<EbpfLogger<ToTracing>>,
         clock: Clock,
-        below: Result<(), String>,
+        below: Below,
     ) -> Result<Self, Unavailable> {
         let maps = Maps::new(&kept).map_err(failed("map the counters"))?;
         let own = |name| kept.get(name).and_then(|program| program.try_clone_to_owned());
@@ -119,8 +142,19 @@ impl Accounting {
             reconciled: Instant::now(),
         });
         let flushed = AtomicU64::new(0);
-        let newest_pid = program(NEWEST_PID).ok();
-        Ok(Self { maps, clock, kept, flush, newest_pid, notifications, flushed, upkeep, below })
+        let (newest_pid, idle) = (program(NEWEST_PID).ok(), program(IDLE).ok());
+        Ok(Self {
+            maps,
+            clock,
+            kept,
+            flush,
+            newest_pid,
+            idle,
+            notifications,
+            flushed,
+            upkeep,
+            below,
+        })
     }
 
     /// What another daemon needs to go on.

@@ -11,7 +11,7 @@ use aya_log::EbpfLogger;
 use lxcfs_abi::EXTRA_RECORDS;
 
 use super::clock::Clock;
-use super::kept::{self, Kept};
+use super::kept::{self, Below, Kept, Reader};
 use super::maps::{Maps, ctrl_word};
 use super::report::{self, ToTracing};
 use super::support::{Barrier, Plan, TRACEPOINTS};
@@ -30,8 +30,7 @@ pub(crate) struct Loaded {
     pub(crate) kept: Kept,
     pub(crate) messages: Option<EbpfLogger<ToTracing>>,
     pub(crate) clock: Clock,
-    /// Whether there can be a file below FUSE, and if not, why.
-    pub(crate) below: Result<(), String>,
+    pub(crate) below: Below,
 }
 
 /// Loads and attaches all programs, behind a closed gate. Only descriptors are kept: the object and the kernel's types,
@@ -70,33 +69,42 @@ pub(crate) fn load(plan: &Plan, options: &Options) -> Result<Loaded, Unavailable
     for name in kept::PROGRAMS {
         kept.push(name, open(name)?);
     }
-    // Nothing else depends on these.
-    let below = plan.below.clone().map_err(|reason| reason.to_string());
-    let below = below.and_then(|()| load_below(&mut ebpf, &btf).map_err(|error| error.to_string()));
-    let below = below.map(|programs| {
+    let below = kept::READERS.map(|reader| {
+        let is_planned = match reader.name {
+            "uptime" => plan.below.clone().and(plan.uptime.clone()),
+            _ => plan.below.clone(),
+        };
+        is_planned.map_err(|reason| reason.to_string())?;
+        let programs = load_below(&mut ebpf, &btf, &reader).map_err(|error| error.to_string())?;
         for (name, program) in programs {
             kept.push(name, program);
         }
+        Ok(())
     });
     let messages = report::reader(&mut ebpf);
     Ok(Loaded { kept, messages, clock, below })
 }
 
-/// Loads what knows of namespaces: the program of the file below FUSE, and those that tell the newest pid.
-fn load_below(ebpf: &mut Ebpf, btf: &Btf) -> Result<Vec<(&'static str, OwnedFd)>, Unavailable> {
-    for (name, over) in [(kept::READER, "bpf_map_elem"), (kept::PID_NAMESPACE, "task")] {
+/// Loads the programs of a file below FUSE.
+fn load_below(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    reader: &Reader,
+) -> Result<Vec<(&'static str, OwnedFd)>, Unavailable> {
+    let told = |unavailable: &Unavailable| {
+        if let Unavailable::Refused { verifier_log, .. } = unavailable {
+            tracing::debug!("{verifier_log}");
+        }
+    };
+    for &(name, over) in reader.iterators {
         let iterator: &mut Iter = program(ebpf, name)?;
-        iterator.load(over, btf).map_err(refused(name)).inspect_err(|unavailable| {
-            if let Unavailable::Refused { verifier_log, .. } = unavailable {
-                tracing::debug!("{verifier_log}");
-            }
-        })?;
+        iterator.load(over, btf).map_err(refused(name)).inspect_err(told)?;
     }
-    let newest: &mut RawTracePoint = program(ebpf, kept::NEWEST_PID)?;
-    newest.load().map_err(refused(kept::NEWEST_PID))?;
-    let names = [kept::READER, kept::PID_NAMESPACE, kept::NEWEST_PID];
+    let on_demand: &mut RawTracePoint = program(ebpf, reader.on_demand)?;
+    on_demand.load().map_err(refused(reader.on_demand)).inspect_err(told)?;
+    let names = reader.iterators.iter().map(|&(name, _)| name).chain([reader.on_demand]);
     let open = |name| program_fd(ebpf, name).map(|program| (name, program));
-    names.into_iter().map(open).collect::<io::Result<_>>().map_err(failed("open a program"))
+    names.map(open).collect::<io::Result<_>>().map_err(failed("open a program"))
 }
 
 fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailable> {
@@ -108,7 +116,7 @@ fn open(object: &[u8], plan: &Plan, options: &Options) -> Result<Ebpf, Unavailab
     loader.override_global("TICK_JIFFIES", &plan.tick_jiffies, true);
     loader.override_global("TICK_PHASE", &plan.tick_phase, true);
     let records = options.slots.saturating_mul(plan.possible_cpus + EXTRA_RECORDS);
-    for name in ["SLOTS", "LOCKS", "SLOT_OF", "EARLIER", "FREE"] {
+    for name in ["SLOTS", "LOCKS", "IDLES", "SLOT_OF", "EARLIER", "FREE"] {
         loader.map_max_entries(name, options.slots);
     }
     loader.map_max_entries("RECORDS", records);

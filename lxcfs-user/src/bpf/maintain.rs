@@ -191,6 +191,9 @@ fn clear(maps: &Maps, slot: u32) {
             maps.records.word(index, offset).store(0, Ordering::Relaxed);
         }
     }
+    for offset in (0..size_of::<lxcfs_abi::Idle>()).step_by(8) {
+        maps.idles.word(slot, offset).store(0, Ordering::Relaxed);
+    }
     for offset in (0..size_of::<lxcfs_abi::Slot>()).step_by(8) {
         maps.slots.word(slot, offset).store(0, Ordering::Release);
     }

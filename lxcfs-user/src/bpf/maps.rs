@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Record, Slot};
+use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Idle, Record, Slot};
 
 use super::kept::Kept;
 use super::mapping::Mapping;
@@ -17,10 +17,12 @@ pub(crate) struct Maps {
     pub(crate) ctrl: Mapping<Ctrl>,
     pub(crate) slots: Mapping<Slot>,
     pub(crate) records: Mapping<Record>,
+    /// By slot.
+    pub(crate) idles: Mapping<Idle>,
     pub(crate) cpus: Mapping<Cpu>,
     /// Cgroup id -> slot.
     pub(crate) slot_of: OwnedFd,
-    /// Cgroup id -> load averages from before the programs.
+    /// Cgroup id -> what was before the programs.
     pub(crate) earlier: OwnedFd,
     /// Task (by pidfd) -> its entry.
     pub(crate) tasks: OwnedFd,
@@ -55,8 +57,9 @@ impl Maps {
         let cpus = kept.elements::<Cpu>("CPUS")?;
         let records = kept.elements::<Record>("RECORDS")?;
         kept.elements::<Ctrl>("CTRL")?;
-        if cpus.checked_add(EXTRA_RECORDS).and_then(|each| each.checked_mul(slots)) != Some(records)
-        {
+        let idles = kept.elements::<Idle>("IDLES")?;
+        let each = cpus.checked_add(EXTRA_RECORDS).and_then(|each| each.checked_mul(slots));
+        if each != Some(records) || idles != slots {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the maps do not belong together",
@@ -66,6 +69,7 @@ impl Maps {
             ctrl: Mapping::new(kept.get("CTRL")?, 1)?,
             slots: Mapping::new(kept.get("SLOTS")?, slots)?,
             records: Mapping::new(kept.get("RECORDS")?, records)?,
+            idles: Mapping::new(kept.get("IDLES")?, slots)?,
             cpus: Mapping::new(kept.get("CPUS")?, cpus)?,
             slot_of: kept.get("SLOT_OF")?.try_clone_to_owned()?,
             earlier: kept.get("EARLIER")?.try_clone_to_owned()?,
@@ -154,6 +158,7 @@ pub(crate) mod tests {
             ctrl: Mapping::new(of(size_of::<Ctrl>()), 1).unwrap(),
             slots: Mapping::new(of(size(slots, size_of::<Slot>())), slots).unwrap(),
             records: Mapping::new(of(size(records, size_of::<Record>())), records).unwrap(),
+            idles: Mapping::new(of(size(slots, size_of::<Idle>())), slots).unwrap(),
             cpus: Mapping::new(of(size(cpus, size_of::<Cpu>())), cpus).unwrap(),
             slot_of: memory(),
             earlier: memory(),

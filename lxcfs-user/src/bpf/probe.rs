@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_getres};
 
 use super::btf::{Btf, Kind};
 use super::support::{Facts, TRACEPOINTS, Types, WALK};
-use super::wanted::{WANTED, WANTED_BELOW};
+use super::wanted::{WANTED, WANTED_BELOW, WANTED_UPTIME};
 use super::{hierarchy, sys};
 
 const TYPES: &str = "/sys/kernel/btf/vmlinux";
@@ -14,13 +14,16 @@ const TYPES: &str = "/sys/kernel/btf/vmlinux";
 /// Reads everything a plan depends on.
 pub(crate) fn facts() -> Facts {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let types = fs::read(TYPES).map_err(|error| format!("{TYPES}: {error}"));
     Facts {
         types: types.and_then(|bytes| match Btf::parse(&bytes) {
             Ok(btf) => Ok(types_of(&btf)),
             Err(error) => Err(format!("{TYPES}: {error}")),
         }),
-        hierarchy: hierarchy::choose(&fs::read("/proc/self/mountinfo").unwrap_or_default()),
+        hierarchy: hierarchy::choose(&mounts),
+        cpuset_is_v1: hierarchy::is_v1(&mounts, "cpuset"),
+        cpu_is_v1: hierarchy::is_v1(&mounts, "cpu"),
         capabilities: effective_capabilities(&read("/proc/self/status")),
         locked_down: read("/sys/kernel/security/lockdown").contains("[confidentiality]"),
         membarrier: sys::has_membarrier(),
@@ -34,10 +37,14 @@ fn types_of(btf: &Btf<'_>) -> Types {
     Types {
         members: WANTED.map(|wanted| btf.member(wanted.structure, wanted.path)),
         members_below: WANTED_BELOW.map(|wanted| btf.member(wanted.structure, wanted.path)),
+        members_uptime: WANTED_UPTIME.map(|wanted| btf.member(wanted.structure, wanted.path)),
+        mask_is_pointer: btf.is_pointer("cpuset", "effective_cpus"),
         element_iterator: btf.find("bpf_iter_bpf_map_elem", Kind::Func).is_some(),
         loops: btf.find("bpf_loop", Kind::Func).is_some(),
         default_cgroup: btf.member("css_set", "dfl_cgrp"),
         subsystems: btf.member("css_set", "subsys"),
+        subsystems_of_cgroup: btf.member("cgroup", "subsys"),
+        cpuset_id: btf.enumerator("cgroup_subsys_id", "cpuset_cgrp_id"),
         cpuacct_id: btf.enumerator("cgroup_subsys_id", "cpuacct_cgrp_id"),
         cpu_id: btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id"),
         tracepoints: TRACEPOINTS

@@ -5,9 +5,11 @@
 
 use std::path::PathBuf;
 
+use lxcfs_abi::field;
+
 use super::btf::Member;
 use super::hierarchy::{Controller, Hierarchy};
-use super::wanted::{WANTED, WANTED_BELOW, global_value};
+use super::wanted::{WANTED, WANTED_BELOW, WANTED_UPTIME, Wanted, global_value};
 
 /// The tracepoints the programs attach to.
 pub const TRACEPOINTS: [&str; 8] = [
@@ -31,6 +33,10 @@ pub struct Types {
     pub members: [Option<Member>; WANTED.len()],
     /// In the order of [`WANTED_BELOW`].
     pub members_below: [Option<Member>; WANTED_BELOW.len()],
+    /// In the order of [`WANTED_UPTIME`].
+    pub members_uptime: [Option<Member>; WANTED_UPTIME.len()],
+    /// `cpuset.effective_cpus` points to its mask, which else is in its place.
+    pub mask_is_pointer: bool,
     /// `bpf_iter_bpf_map_elem`: a file can run a program for an element of a map.
     pub element_iterator: bool,
     /// `bpf_loop`.
@@ -39,6 +45,9 @@ pub struct Types {
     pub default_cgroup: Option<Member>,
     /// `css_set.subsys`, an array of pointers.
     pub subsystems: Option<Member>,
+    /// `cgroup.subsys`, likewise.
+    pub subsystems_of_cgroup: Option<Member>,
+    pub cpuset_id: Option<u32>,
     pub cpuacct_id: Option<u32>,
     pub cpu_id: Option<u32>,
     /// In the order of [`TRACEPOINTS`].
@@ -58,6 +67,9 @@ pub struct Facts {
     pub types: Result<Types, String>,
     /// The mounted hierarchy that groups CPU time.
     pub hierarchy: Option<Hierarchy>,
+    /// The controller is in a v1 hierarchy.
+    pub cpuset_is_v1: bool,
+    pub cpu_is_v1: bool,
     /// Effective capabilities, one bit each.
     pub capabilities: u64,
     /// `/sys/kernel/security/lockdown` is at `confidentiality`.
@@ -85,6 +97,8 @@ pub struct Plan {
     pub barrier: Barrier,
     /// Whether there can be files below FUSE, and if not, why.
     pub below: Result<(), Reason>,
+    /// Whether `uptime` can be one of them, and if not, why.
+    pub uptime: Result<(), Reason>,
     /// Root directory of the hierarchy.
     pub root: PathBuf,
 }
@@ -135,13 +149,13 @@ pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
     for (wanted, member) in WANTED.iter().zip(types.members) {
         globals.push((wanted.global, global_value(wanted, member)?));
     }
-    let v1 = hierarchy.controller.is_some();
-    globals.push(("O_CSET_GROUP", group_offset(hierarchy, types)?));
-    globals.push(("GROUPED_BY_V1", u32::from(v1)));
+    globals.push(("W_COUNTED", way(hierarchy.controller, types)?));
     globals.push(("CREATE_LOCKED", u32::from(types.storage_under_lock)));
     globals.push(("CPU_COUNT", facts.possible_cpus));
     let below = globals_below(types);
     globals.extend(below.iter().flatten());
+    let uptime = globals_uptime(facts, types);
+    globals.extend(uptime.iter().flatten());
     let walk = match types.walk {
         [Some(new), Some(next), Some(destroy)] => Some([new, next, destroy]),
         _ => None,
@@ -157,6 +171,7 @@ pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
         walk,
         barrier: if facts.membarrier { Barrier::Membarrier } else { Barrier::Sleep },
         below: below.map(|_| ()),
+        uptime: uptime.map(|_| ()),
         root: hierarchy.root.clone(),
     })
 }
@@ -183,23 +198,57 @@ fn globals_below(types: &Types) -> Result<Vec<(&'static str, u32)>, Reason> {
     if !types.loops {
         return Err(Reason::Missing("bpf_loop"));
     }
-    let members = WANTED_BELOW.iter().zip(types.members_below);
-    members.map(|(wanted, member)| Ok((wanted.global, global_value(wanted, member)?))).collect()
+    values(&WANTED_BELOW, &types.members_below)
 }
 
-/// Where in a css_set the pointer to the group lies.
-fn group_offset(hierarchy: &Hierarchy, types: &Types) -> Result<u32, Reason> {
-    let Some(controller) = hierarchy.controller else {
+fn values(
+    wanted: &[Wanted],
+    members: &[Option<Member>],
+) -> Result<Vec<(&'static str, u32)>, Reason> {
+    let members = wanted.iter().zip(members);
+    members.map(|(wanted, member)| Ok((wanted.global, global_value(wanted, *member)?))).collect()
+}
+
+fn globals_uptime(facts: &Facts, types: &Types) -> Result<Vec<(&'static str, u32)>, Reason> {
+    let mut globals = values(&WANTED_UPTIME, &types.members_uptime)?;
+    let controllers = [
+        (Controller::Cpuset, facts.cpuset_is_v1, "W_CPUSET", "O_CPUSET_STATE"),
+        (Controller::Cpu, facts.cpu_is_v1, "W_QUOTA", "O_CPU_STATE"),
+    ];
+    for (controller, is_v1, its_way, its_state) in controllers {
+        globals.push((its_way, way(is_v1.then_some(controller), types)?));
+        let states = types.subsystems_of_cgroup;
+        globals.push((its_state, state_offset(controller, states, "cgroup.subsys", types)?));
+    }
+    globals.push(("MASK_IS_POINTER", u32::from(types.mask_is_pointer)));
+    Ok(globals)
+}
+
+/// The way from a css_set to its cgroup, in the v1 hierarchy of `controller` or in the default one.
+fn way(controller: Option<Controller>, types: &Types) -> Result<u32, Reason> {
+    let Some(controller) = controller else {
         let member = types.default_cgroup.ok_or(Reason::Missing("css_set.dfl_cgrp"))?;
         return Ok(member.offset_bits / 8);
     };
+    let offset = state_offset(controller, types.subsystems, "css_set.subsys", types)?;
+    Ok(offset | field::THROUGH_STATE)
+}
+
+/// Where in the array of `states`, of that name, the pointer to the state of `controller` lies.
+fn state_offset(
+    controller: Controller,
+    states: Option<Member>,
+    name: &'static str,
+    types: &Types,
+) -> Result<u32, Reason> {
     let id = match controller {
         Controller::Cpuacct => types.cpuacct_id.ok_or(Reason::Missing("cpuacct_cgrp_id"))?,
         Controller::Cpu => types.cpu_id.ok_or(Reason::Missing("cpu_cgrp_id"))?,
+        Controller::Cpuset => types.cpuset_id.ok_or(Reason::Missing("cpuset_cgrp_id"))?,
     };
-    let array = types.subsystems.ok_or(Reason::Missing("css_set.subsys"))?;
+    let array = states.ok_or(Reason::Missing(name))?;
     if id >= array.size_bytes / 8 {
-        return Err(Reason::Missing("css_set.subsys"));
+        return Err(Reason::Missing(name));
     }
     Ok(array.offset_bits / 8 + id * 8)
 }
@@ -218,8 +267,6 @@ const fn tick(jiffy_ns: u64) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use lxcfs_abi::field;
-
     use super::super::wanted::Need;
     use super::*;
 
@@ -236,19 +283,23 @@ mod tests {
                 _ => member(nth * 8, 4),
             };
         }
-        let below = WANTED_BELOW.map(|wanted| match wanted.need {
+        let found = |wanted: Wanted| match wanted.need {
             Need::Bytes(bytes) => member(0, bytes),
             _ => member(0, 0),
-        });
+        };
         members[12] = Some(Member { offset_bits: 1_203, size_bytes: 4, bitfield_bits: 1 });
         Facts {
             types: Ok(Types {
                 members,
-                members_below: below,
+                members_below: WANTED_BELOW.map(found),
+                members_uptime: WANTED_UPTIME.map(found),
+                mask_is_pointer: true,
                 element_iterator: true,
                 loops: true,
                 default_cgroup: member(136, 8),
                 subsystems: member(0, 8 * 14),
+                subsystems_of_cgroup: member(800, 8 * 14),
+                cpuset_id: Some(0),
                 cpuacct_id: Some(2),
                 cpu_id: Some(1),
                 tracepoints: [true; TRACEPOINTS.len()],
@@ -258,6 +309,8 @@ mod tests {
                 storage_under_lock: true,
             }),
             hierarchy: Some(Hierarchy { controller: None, root: "/sys/fs/cgroup".into() }),
+            cpuset_is_v1: false,
+            cpu_is_v1: false,
             capabilities: u64::MAX,
             locked_down: false,
             membarrier: true,
@@ -282,7 +335,7 @@ mod tests {
         assert_eq!(plan.walk, Some([71, 72, 73]));
         assert_eq!(plan.barrier, Barrier::Membarrier);
         assert_eq!((plan.tick_jiffies, plan.tick_phase), (1_251, 0x1_0000_0000 - 75_000));
-        assert_eq!(value(&plan, "O_CSET_GROUP"), 136);
+        assert_eq!(value(&plan, "W_COUNTED"), 136);
         assert_eq!(value(&plan, "F_CONTRIBUTES"), field::bit(150, 3));
         assert_eq!(value(&plan, "F_ON_RQ"), field::whole(80, 4));
         assert_eq!(value(&plan, "CPU_COUNT"), 2);
@@ -314,6 +367,26 @@ mod tests {
         }
         assert!(plan(&with(|types| types.loops = false)).unwrap().below.is_err());
         assert!(plan(&with(|types| types.element_iterator = false)).unwrap().below.is_err());
+    }
+
+    #[test]
+    fn uptime_needs_more_and_nothing_else_needs_that() {
+        let whole = plan(&Facts { cpuset_is_v1: true, ..facts() }).unwrap();
+        assert_eq!(whole.uptime, Ok(()));
+        assert_eq!(value(&whole, "W_CPUSET"), field::THROUGH_STATE);
+        assert_eq!((value(&whole, "W_QUOTA"), value(&whole, "O_CPU_STATE")), (136, 808));
+        for (nth, wanted) in WANTED_UPTIME.iter().enumerate() {
+            let plan = plan(&with(|types| types.members_uptime[nth] = None)).unwrap();
+            assert_eq!(plan.uptime, Err(Reason::Missing(wanted.path)));
+            assert_eq!(plan.below, Ok(()));
+        }
+        let without = plan(&with(|types| types.subsystems_of_cgroup = None)).unwrap();
+        assert_eq!(without.uptime, Err(Reason::Missing("cgroup.subsys")));
+        let without = plan(&with(|types| types.cpuset_id = None)).unwrap();
+        assert_eq!(
+            (without.uptime, without.below),
+            (Err(Reason::Missing("cpuset_cgrp_id")), Ok(()))
+        );
     }
 
     #[test]
@@ -355,8 +428,7 @@ mod tests {
             let root = PathBuf::from("/sys/fs/cgroup/x");
             v1.hierarchy = Some(Hierarchy { controller: Some(controller), root });
             let plan = plan(&v1).unwrap();
-            assert_eq!(value(&plan, "O_CSET_GROUP"), offset);
-            assert_eq!(value(&plan, "GROUPED_BY_V1"), 1);
+            assert_eq!(value(&plan, "W_COUNTED"), offset | field::THROUGH_STATE);
         }
         v1.types.as_mut().unwrap().cpu_id = None;
         assert_eq!(plan(&v1).unwrap_err(), Reason::Missing("cpu_cgrp_id"));

@@ -217,13 +217,13 @@ fn make<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
 /// Runs a raw tracepoint program with `arguments`, on `cpu` if given, and returns what it returned.
 pub(crate) fn test_run(
     program: BorrowedFd<'_>,
-    arguments: &[u64; 2],
+    arguments: &[u64],
     cpu: Option<u32>,
 ) -> io::Result<u32> {
     let mut attr = TestRunAttr {
         prog_fd: fd_word(program),
-        ctx_size_in: size_word::<[u64; 2]>(),
-        ctx_in: std::ptr::from_ref(arguments) as u64,
+        ctx_size_in: u32::try_from(size_of_val(arguments)).map_err(io::Error::other)?,
+        ctx_in: arguments.as_ptr() as u64,
         flags: if cpu.is_some() { BPF_F_TEST_RUN_ON_CPU } else { 0 },
         cpu: cpu.unwrap_or(0),
         ..TestRunAttr::default()

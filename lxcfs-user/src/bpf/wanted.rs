@@ -78,6 +78,14 @@ pub const WANTED_BELOW: [Wanted; 15] = [
     want("O_RQ_NR_RUNNING", "rq", "nr_running", Need::Bytes(4)),
 ];
 
+/// Every member that the program of `uptime` reads besides: those tell how many CPUs a container is shown.
+pub const WANTED_UPTIME: [Wanted; 4] = [
+    want("O_EFFECTIVE_CPUS", "cpuset", "effective_cpus", Need::Place),
+    want("O_GROUP_STATE", "task_group", "css", Need::Place),
+    want("O_QUOTA", "task_group", "cfs_bandwidth.quota", Need::Bytes(8)),
+    want("O_PERIOD", "task_group", "cfs_bandwidth.period", Need::Bytes(8)),
+];
+
 /// What the program is told of `member`, which is what was found of `wanted`.
 ///
 /// # Errors

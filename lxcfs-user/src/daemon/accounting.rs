@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::ClockId;
 
+use super::Rooms;
 use crate::bpf::clock::Clock;
 use crate::bpf::{Accounting, Options, Unavailable, object_hash};
 use crate::cli::{Serve, Supplier};
@@ -117,21 +118,27 @@ fn load(slots: u32, runtime_dir: &Path) -> Result<Arc<Accounting>, String> {
     })
 }
 
-/// Starts the thread that gives back the slots of removed cgroups. It sleeps while none is removed.
+/// Starts the thread that gives back the slots of removed cgroups, and tells what a reader of a file that the kernel serves could
+/// not be told. It sleeps while there is nothing of that to do.
 ///
 /// # Errors
 /// No thread can be made.
-pub(super) fn maintain(accounting: Arc<Accounting>) -> Result<()> {
+pub(super) fn maintain(accounting: Arc<Accounting>, rooms: Rooms) -> Result<()> {
     let run = move || {
         // What a daemon before us was told and did not do.
         if let Err(error) = accounting.maintain() {
             tracing::warn!("look after the maps: {error}");
         }
+        let mut asked = 0;
         loop {
             let mut fds = [PollFd::from_borrowed_fd(accounting.notifications(), PollFlags::IN)];
             // Interrupted: looking once too often does no harm.
             let _ = poll(&mut fds, None);
             std::thread::sleep(TOGETHER);
+            let unknown = accounting.counters().unknown;
+            if std::mem::replace(&mut asked, unknown) != unknown {
+                rooms.look_for_unknown();
+            }
             loop {
                 match accounting.maintain() {
                     Ok(done) if done.reaped.waiting > 0 => std::thread::sleep(SOON),

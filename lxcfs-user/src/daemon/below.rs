@@ -4,59 +4,86 @@
 //! The bpffs it is pinned in is mounted for it alone, so that nobody else can have made its names first, and it goes with its last
 //! user: a container that has the file keeps the filesystem, and with it the links that count, whatever becomes of us.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::accounting::Counting;
 use super::mount::kind;
-use super::{Rooms, control};
-use crate::bpf::{BELOW_FILE, Symbols};
-use crate::cli::Serve;
+use super::{Rooms, control, policy};
+use crate::bpf::{Symbols, Unavailable, view};
+use crate::cli::{KernelFiles, Serve};
 use crate::error::{Errno, Error, Result};
+use crate::model::cpus::CpuView;
+use crate::model::file::File;
 
 /// Of the filesystem, in mountinfo.
 const BPF: &str = "bpf";
 
-/// The file, in our mount.
-const FILE: &str = "proc/loadavg";
+/// Where the files are, in our mount.
+const PROC: &str = "proc";
 
-/// Why readers on the host cannot be shown its numbers.
-const UNTOLD: &str =
-    "/proc/kallsyms does not tell where they are (CONFIG_KALLSYMS_ALL, CAP_SYSLOG)";
+/// How much time lies between two looks for containers that somebody asked us to make.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// Why readers on the host cannot be shown its load average.
+const UNTOLD: &str = "/proc/kallsyms does not tell where it is (CONFIG_KALLSYMS_ALL, CAP_SYSLOG)";
 
 /// What became of the wish for such files: for `lxcfs status`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Below {
-    outcome: OnceLock<Result<Served, String>>,
+    wanted: KernelFiles,
+    outcome: OnceLock<Vec<Outcome>>,
 }
 
-/// A file that the kernel serves.
+/// What became of one file.
+#[derive(Debug)]
+struct Outcome {
+    file: &'static str,
+    /// What readers on the host are told, or why the daemon serves it.
+    served: Result<OnHost, String>,
+}
+
+/// What readers on the host are told.
 #[derive(Debug, Clone, Copy)]
-struct Served {
-    /// Readers on the host are shown its numbers; else they get `EAGAIN`.
-    on_host: bool,
+enum OnHost {
+    /// The host's numbers.
+    Numbers,
+    /// `EAGAIN`, and why.
+    Again(&'static str),
 }
 
 impl Below {
-    /// One line: who serves the file, and why. `None`: nobody asked for it.
-    pub(super) fn line(wanted: Option<&Arc<Self>>) -> Option<String> {
-        Some(match wanted?.outcome.get() {
-            None => "not yet: containers are looked at".to_owned(),
-            Some(Ok(Served { on_host: true })) => "the kernel, without a daemon".to_owned(),
-            Some(Ok(Served { on_host: false })) => format!(
-                "the kernel, without a daemon; readers on the host get EAGAIN, because {UNTOLD}"
-            ),
-            Some(Err(why)) => format!("this daemon, because: {why}"),
-        })
+    /// A line for each file that was asked for: who serves it, and why.
+    pub(super) fn lines(wanted: Option<&Arc<Self>>) -> BTreeMap<&'static str, String> {
+        let Some(below) = wanted else { return BTreeMap::new() };
+        let line = |file| {
+            let outcome = below.outcome.get().map(|all| all.iter().find(|one| one.file == file));
+            let Some(outcome) = outcome.flatten() else {
+                return "not yet: containers are looked at".to_owned();
+            };
+            match &outcome.served {
+                Ok(OnHost::Numbers) => "the kernel, without a daemon".to_owned(),
+                Ok(OnHost::Again(why)) => {
+                    format!(
+                        "the kernel, without a daemon; readers on the host get EAGAIN, because {why}"
+                    )
+                }
+                Err(why) => format!("this daemon, because: {why}"),
+            }
+        };
+        let wanted = KernelFiles::ALL.into_iter().filter(|file| below.wanted.has(file));
+        wanted.map(|file| (file, line(file))).collect()
     }
 }
 
-/// Has the kernel serve what it is wanted to, or takes away what a daemon before us was told to make. `Ok(None)`: nothing is
-/// wanted.
+/// Has the kernel serve what it is wanted to, and takes away what a daemon before us was told to make and we are not. `Ok(None)`:
+/// nothing is wanted.
 ///
 /// # Errors
 /// No thread can be made.
@@ -66,43 +93,54 @@ pub(super) fn arrange(
     rooms: &Rooms,
     mount_point: &Path,
 ) -> Result<Option<Arc<Below>>> {
-    if !arguments.kernel_files.loadavg {
-        if let Err(error) = uncover(mount_point) {
+    let wanted = arguments.kernel_files.clone();
+    let (unwanted, files): (Vec<_>, Vec<_>) =
+        KernelFiles::ALL.into_iter().partition(|file| !wanted.has(file));
+    for file in unwanted {
+        if let Err(error) = uncover(mount_point, file) {
             tracing::warn!("{error}");
         }
+    }
+    if files.is_empty() {
         take_down(&arguments.runtime_dir, mount_point);
         return Ok(None);
     }
     let making = Making {
+        files,
         counting: counting.clone(),
         rooms: rooms.clone(),
+        view: policy(arguments).cpu_view,
         directory: directory(&arguments.runtime_dir, mount_point),
         mount_point: mount_point.to_owned(),
     };
-    making.start().map(Some)
+    making.start(wanted).map(Some)
 }
 
-/// What is needed to make the file.
+/// What is needed to make the files.
 struct Making {
+    files: Vec<&'static str>,
     counting: Result<Counting, String>,
     rooms: Rooms,
+    view: CpuView,
     directory: PathBuf,
     mount_point: PathBuf,
 }
 
 impl Making {
-    /// Makes the file on a thread of its own: finding the containers that are older than the programs may take seconds, and the
+    /// Makes the files on a thread of its own: finding the containers that are older than the programs may take seconds, and the
     /// mount has to be served meanwhile.
     ///
     /// # Errors
     /// No thread can be made.
-    fn start(self) -> Result<Arc<Below>> {
-        let below = Arc::new(Below::default());
+    fn start(self, wanted: KernelFiles) -> Result<Arc<Below>> {
+        let below = Arc::new(Below { wanted, outcome: OnceLock::new() });
         let ours = Arc::clone(&below);
         let make = move || {
             let outcome = self.make();
-            if let Err(why) = &outcome {
-                tracing::warn!("/{FILE} is not served by the kernel: {why}");
+            for Outcome { file, served } in &outcome {
+                if let Err(why) = served {
+                    tracing::warn!("/{PROC}/{file} is not served by the kernel: {why}");
+                }
             }
             // Set once, here.
             let _ = ours.outcome.set(outcome);
@@ -111,43 +149,91 @@ impl Making {
         thread.map(|_| below).map_err(|error| Error::std("start", "thread kernel-files", &error))
     }
 
-    fn make(self) -> Result<Served, String> {
-        let Counting { programs, .. } = self.counting.clone()?;
-        programs.below()?;
-        if let Some(why) = outside_of_the_host() {
-            return Err(why);
-        }
+    /// Makes what can be made.
+    fn make(&self) -> Vec<Outcome> {
+        let possible = |file: &&'static str| -> Result<(), String> {
+            let Counting { programs, .. } = self.counting.as_ref().map_err(Clone::clone)?;
+            programs.below(file)?;
+            outside_of_the_host().map_or(Ok(()), Err)
+        };
+        let files: Vec<_> = self.files.iter().map(|file| (*file, possible(file))).collect();
+        let made =
+            self.make_all(files.iter().filter(|(_, can)| can.is_ok()).map(|(file, _)| *file));
+        let served = |file, possible: Result<(), String>| {
+            possible?;
+            let is_told = made.as_ref().map_err(ToString::to_string)?;
+            bind(&self.directory, &self.mount_point, file).map_err(|error| error.to_string())?;
+            Ok(match (file, is_told) {
+                ("loadavg", true) => OnHost::Numbers,
+                ("loadavg", false) => OnHost::Again(UNTOLD),
+                _ => OnHost::Again("the kernel's own idle time cannot be had there"),
+            })
+        };
+        files.into_iter().map(|(file, can)| Outcome { file, served: served(file, can) }).collect()
+    }
+
+    /// Makes `files` in our directory. Returns whether readers on the host can be shown its load average.
+    fn make_all(&self, files: impl Iterator<Item = &'static str> + Clone) -> Result<bool> {
+        let Ok(Counting { programs, .. }) = &self.counting else { return Ok(false) };
         let kallsyms = fs::File::open("/proc/kallsyms").map(BufReader::new);
         let lines = kallsyms.into_iter().flat_map(|lines| lines.lines().map_while(Result::ok));
         let symbols = Symbols::parse(lines);
         if let Some(symbols) = symbols {
             programs.tell_symbols(symbols);
         }
-        let directory = &self.directory;
-        let is_there = kind(directory).as_deref() == Some(BPF) && programs.is_below(directory);
-        // Whoever made it has looked back, for the same programs.
-        if !is_there {
-            self.look_back()?;
-            let cleared = uncover(&self.mount_point).and_then(|()| detach(directory));
-            cleared.map_err(|error| error.to_string())?;
-            mount(directory).map_err(|error| error.to_string())?;
-            programs.pin_below(directory).map_err(|error| error.to_string())?;
+        programs.tell_view(match self.view {
+            CpuView::Cpuset => view::CPUSET,
+            CpuView::Quota => view::QUOTA,
+            CpuView::Host => view::HOST,
+        });
+        let is_there = |file: &&str| programs.is_below(file, &self.directory);
+        // Whoever made them has looked back, for the same programs.
+        if files.clone().all(|file| is_there(&file)) {
+            return Ok(symbols.is_some());
         }
-        bind(directory, &self.mount_point).map_err(|error| error.to_string())?;
-        Ok(Served { on_host: symbols.is_some() })
+        self.rooms.look_back()?;
+        let failed = |error: Unavailable| {
+            Error::because("make files in", &self.directory, Errno::IO, error.to_string())
+        };
+        if !KernelFiles::ALL.iter().any(is_there) {
+            for file in KernelFiles::ALL {
+                uncover(&self.mount_point, file)?;
+            }
+            detach(&self.directory)?;
+            mount(&self.directory)?;
+            programs.pin_counting(&self.directory).map_err(failed)?;
+        }
+        for file in files.filter(|file| !is_there(file)) {
+            programs.pin_below(file, &self.directory).map_err(failed)?;
+        }
+        Ok(symbols.is_some())
     }
+}
 
-    /// Tells the programs of all containers that are older than they: before anybody can read, or some would get no answer.
-    fn look_back(&self) -> Result<(), String> {
-        let Some(maps) = &self.rooms.maps else { return Ok(()) };
-        let containers = self.rooms.callers.discover().map_err(|error| error.to_string())?;
-        for container in containers {
-            // It may have ended; and one without a cgroup of its own has no load average of its own.
+impl Rooms {
+    /// Tells the programs what only we can know of containers: what those older than they were before, and whose init stands for
+    /// one that they have not got.
+    fn look_back(&self) -> Result<()> {
+        let Some(maps) = &self.maps else { return Ok(()) };
+        for container in self.callers.discover()? {
+            // It may have ended; and one without a cgroup of its own has nothing of its own to tell.
             if let Err(error) = maps.look_back(&container) {
+                tracing::debug!("look back: {error}");
+            }
+            // Idle time is told with it.
+            if let Err(error) = self.road.page(File::Uptime, container.init) {
                 tracing::debug!("look back: {error}");
             }
         }
         Ok(())
+    }
+
+    /// The same for a reader who asked for it and was told nothing.
+    pub(super) fn look_for_unknown(&self) {
+        if let Err(error) = self.look_back() {
+            tracing::warn!("a reader of a file that the kernel serves is not told: {error}");
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
     }
 }
 
@@ -179,8 +265,8 @@ fn mount(directory: &Path) -> Result<()> {
 }
 
 /// Puts the file over that of our mount, if it is not there.
-fn bind(directory: &Path, mount_point: &Path) -> Result<()> {
-    let target = mount_point.join(FILE);
+fn bind(directory: &Path, mount_point: &Path, file: &str) -> Result<()> {
+    let target = mount_point.join(PROC).join(file);
     match kind(&target).as_deref() {
         None => {}
         Some(BPF) => return Ok(()),
@@ -190,7 +276,7 @@ fn bind(directory: &Path, mount_point: &Path) -> Result<()> {
         }
     }
     let failed = |errno| Error::io("bind the kernel's file over", &target, errno);
-    let source = directory.join(BELOW_FILE);
+    let source = directory.join(file);
     rustix::mount::mount_bind(&source, &target).map_err(failed)?;
     let flags = MountFlags::BIND
         | MountFlags::RDONLY
@@ -201,8 +287,8 @@ fn bind(directory: &Path, mount_point: &Path) -> Result<()> {
 }
 
 /// Takes the file off our mount. The way there is through the mount, which has to be served.
-fn uncover(mount_point: &Path) -> Result<()> {
-    detach(&mount_point.join(FILE))
+fn uncover(mount_point: &Path, file: &str) -> Result<()> {
+    detach(&mount_point.join(PROC).join(file))
 }
 
 /// Takes the bpffs away. What is bound of it goes with our mount; who was given the file has it still.

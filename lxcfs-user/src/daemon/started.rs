@@ -196,7 +196,7 @@ impl Started {
         tell_gap(journal);
         super::forget_ended(Arc::clone(&rooms.callers))?;
         match &accounting {
-            Ok(counting) => accounting::maintain(Arc::clone(&counting.programs))?,
+            Ok(counting) => accounting::maintain(Arc::clone(&counting.programs), rooms.clone())?,
             Err(_) => {
                 let (callers, files) = (Arc::clone(&rooms.callers), Arc::clone(&rooms.files));
                 sampler::start(callers, files, Arc::clone(memory))?;

@@ -1,5 +1,6 @@
 //! What `lxcfs status` tells: what supplies what here, and what was served from the host.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub struct Status {
     pub workers: Arc<Workers>,
     /// It is the keeper who answers, because no daemon can be started.
     pub has_given_up: bool,
-    /// The file that the kernel serves, if it was wanted.
+    /// The files that the kernel serves, if any were wanted.
     pub below: Option<Arc<Below>>,
 }
 
@@ -60,8 +61,8 @@ pub struct Report {
     panics: u64,
     /// Requests that took more than 5 s.
     slow: u64,
-    /// Who serves `/proc/loadavg`, where the kernel was wanted to.
-    loadavg_from: Option<String>,
+    /// Who serves those files of `/proc` that the kernel was wanted to.
+    kernel_files: BTreeMap<&'static str, String>,
     supplies: Vec<Supply>,
     fallbacks: Vec<Fallback>,
     decided: Vec<Decided>,
@@ -93,7 +94,7 @@ impl Status {
             containers: road.callers().containers().len(),
             panics: crate::fs::panics(),
             slow: self.workers.slow().load(Ordering::Relaxed),
-            loadavg_from: Below::line(self.below.as_ref()),
+            kernel_files: Below::lines(self.below.as_ref()),
             supplies: self.supplies.clone(),
             fallbacks: road.fallbacks().list(),
             decided: road.fallbacks().decided(),
@@ -128,8 +129,8 @@ impl fmt::Display for Report {
         if self.slow > 0 {
             writeln!(f, "  slow requests      {} took more than 5 s, see the log", self.slow)?;
         }
-        if let Some(who) = &self.loadavg_from {
-            writeln!(f, "  /proc/loadavg      served by {who}")?;
+        for (file, who) in &self.kernel_files {
+            writeln!(f, "  {:<18} served by {who}", format!("/proc/{file}"))?;
         }
         writeln!(f, "\nWhat supplies what:")?;
         for Supply { group, from } in &self.supplies {

@@ -15,11 +15,16 @@ pub(super) struct Uptime {
 }
 
 pub(super) fn gather(view: &View<'_>) -> Result<Uptime> {
-    let used_ns = required(view.source.cpu(view.container)?, "cpu")?.total.used_ns();
     let cpus = view.cpus()?.count();
+    // Before what was used, or what was used between would seem idle.
     let up_ns = view.up_ns();
-    let mut history = lock(&view.container.history.idle);
-    let idle_ns = history.advance(up_ns, used_ns, cpus);
+    let history = &view.container.history.idle;
+    if let Some(kept) = view.source.idle(view.container, up_ns, cpus)? {
+        *lock(history) = kept;
+        return Ok(Uptime { up_ns, idle_ns: kept.idle_ns });
+    }
+    let used_ns = required(view.source.cpu(view.container)?, "cpu")?.total.used_ns();
+    let idle_ns = lock(history).advance(up_ns, used_ns, cpus);
     Ok(Uptime { up_ns, idle_ns })
 }
 

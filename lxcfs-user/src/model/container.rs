@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use lxcfs_abi::PidNamespace;
+use lxcfs_abi::Process;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::load::LoadAverage;
@@ -83,8 +83,8 @@ pub struct Container {
 pub struct AtHand {
     /// Where the kernel side counts it: the index of its counters, and the cgroup id they have while they are its own.
     pub counters: Mutex<Option<(u32, u64)>>,
-    /// The pid namespace of its init, where the kernel side can tell it.
-    pub pid_namespace: OnceLock<Option<PidNamespace>>,
+    /// Its init, where the kernel side can tell it.
+    pub process: OnceLock<Option<Process>>,
     /// Open files of its cgroups.
     pub files: Mutex<Vec<(KeptKey, Arc<OwnedFd>)>>,
     /// Whether its tasks were counted in these cgroups: what is remembered may be of those it was in before.

@@ -156,11 +156,14 @@ impl CpuHistory {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IdleHistory {
-    up_ns: u64,
-    used_ns: u64,
-    idle_ns: u64,
+    /// How long the container had been up, and what it had used, when it was last shown.
+    pub up_ns: u64,
+    /// See `up_ns`.
+    pub used_ns: u64,
+    /// What was shown.
+    pub idle_ns: u64,
     /// Time used beyond what the CPUs had, to be taken from idle time to come.
-    debt_ns: u64,
+    pub debt_ns: u64,
 }
 
 impl IdleHistory {

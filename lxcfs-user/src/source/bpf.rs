@@ -10,14 +10,16 @@ use rustix::time::ClockId;
 use super::cgroup::CgroupFiles;
 use super::host::{Host, clock_ns};
 use super::{Cpu, Load, Machine, Source};
-use crate::bpf::{Accounting, CpuSample, LoadSample, Slot};
+use crate::bpf::{
+    Accounting, CpuSample, Earlier, IdleBefore, IdleQuestion, LoadSample, Process, Slot,
+};
 use crate::error::Result;
 use crate::model::container::{Before, Container, LoadHistory, Tasks};
 use crate::model::load::{LoadAverage, PERIOD_NS};
 use crate::model::lock::lock;
-use crate::model::monotonic::CpuTimes;
+use crate::model::monotonic::{CpuTimes, IdleHistory};
 
-/// The groups `cpu` and `load`, from maps.
+/// The groups `cpu`, `idle` and `load`, from maps.
 #[derive(Debug)]
 pub struct BpfMaps {
     accounting: Arc<Accounting>,
@@ -78,16 +80,21 @@ impl BpfMaps {
 
     /// As the kernel has it; else the newest there is, by a look at the threads.
     fn last_pid(&self, container: &Container) -> u32 {
-        let find = || self.accounting.pid_namespace(container.init);
-        let namespace = *container.at_hand.pid_namespace.get_or_init(find);
-        let newest = namespace.and_then(|namespace| self.accounting.newest_pid(namespace));
+        let init = self.init(container);
+        let newest = init.and_then(|init| self.accounting.newest_pid(init.pid_namespace));
         newest.unwrap_or_else(|| self.files.last_pid(container))
     }
 
-    /// The file below FUSE needs it too.
+    fn init(&self, container: &Container) -> Option<Process> {
+        *container.at_hand.process.get_or_init(|| self.accounting.process(container.init))
+    }
+
+    /// Files below FUSE need it too.
     fn tell_kernel(&self, slot: Slot, before: &Before) {
-        if let Err(error) = self.accounting.was_earlier(slot, before.average.to_fixed()) {
-            tracing::warn!("{error}: the container's load average will be EAGAIN below FUSE");
+        let used_ns = sum(&before.per_cpu).used_ns();
+        let earlier = Earlier { average: before.average.to_fixed(), used_ns };
+        if let Err(error) = self.accounting.was_earlier(slot, earlier) {
+            tracing::warn!("{error}: the container's files will be EAGAIN below FUSE");
         }
     }
 
@@ -160,6 +167,28 @@ impl Source for BpfMaps {
             *counted = counted.zip(*before, u64::saturating_add);
         }
         Ok(Some(Cpu { total: sum(&per_cpu), per_cpu: Some(per_cpu) }))
+    }
+
+    fn idle(&self, container: &Container, up_ns: u64, cpus: u32) -> Result<Option<IdleHistory>> {
+        let Some(slot) = self.slot(container)? else { return Ok(None) };
+        let Some(init) = self.init(container) else { return Ok(None) };
+        let before = self.before(container, slot, || self.counted(slot).unwrap_or_default())?;
+        let earlier_ns = sum(&before.per_cpu).used_ns();
+        let shown = *lock(&container.history.idle);
+        let before = IdleBefore {
+            left_us: (shown.idle_ns / 1_000).cast_signed() - (shown.debt_ns / 1_000).cast_signed(),
+            shown_us: shown.idle_ns / 1_000,
+            up_us: shown.up_ns / 1_000,
+            used_us: shown.used_ns / 1_000,
+        };
+        let question = IdleQuestion { init, cpus, earlier_ns, before };
+        Ok(self.accounting.idle(slot, &question).map(|idle| IdleHistory {
+            up_ns,
+            used_ns: idle.used_us.saturating_mul(1_000),
+            idle_ns: idle.shown_us.saturating_mul(1_000),
+            debt_ns: (idle.shown_us.cast_signed().saturating_sub(idle.left_us).max(0) * 1_000)
+                .cast_unsigned(),
+        }))
     }
 
     fn load(&self, container: &Container) -> Result<Option<Load>> {

@@ -168,7 +168,7 @@ pub(super) fn uncover() -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let status = status()?;
-        let from = status["loadavg_from"].as_str().unwrap_or("nobody").to_owned();
+        let from = status["kernel_files"]["loadavg"].as_str().unwrap_or("nobody").to_owned();
         if from.starts_with("the kernel") {
             let covered = Path::new(BASE).join(OURS).join(BELOW_FILE);
             return umount2(&covered, MntFlags::empty()).context("uncover the daemon's file");

@@ -1,9 +1,8 @@
-//! `/proc/loadavg` served by the kernel itself (`--kernel-files loadavg`): what it says, to whom, and what it outlives.
+//! `/proc/loadavg`: what it says, to whom, and what it outlives.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,37 +12,13 @@ use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::{self, Daemon};
 use nix::mount::{MsFlags, mount};
-use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-const OPTIONS: [&str; 4] = ["--accounting", "auto", "--kernel-files", "loadavg"];
+use super::{OPTIONS, below, give, number, pins, served_by};
 
 /// By the shell itself: no process is made for it, which would be the newest.
 const READ: &str = "read line < /proc/loadavg && echo \"$line\"";
-
-/// What `lxcfs status` says of who serves the file, once that is decided.
-fn served_by(daemon: &Daemon) -> Result<String> {
-    let point = daemon.mount_point().display().to_string();
-    let mut said = String::new();
-    lxcfs_tests::wait_for("the file to be made, or not", || {
-        let output = daemon.run(&["status", "--json", &point]).expect("ask for the status");
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        said = status["loadavg_from"].as_str().unwrap_or("not yet").to_owned();
-        !said.starts_with("not yet")
-    });
-    Ok(said)
-}
-
-/// A daemon whose `loadavg` the kernel serves.
-fn below() -> Result<Daemon> {
-    let daemon = Daemon::with(&OPTIONS)?;
-    let by = served_by(&daemon)?;
-    ensure!(by.starts_with("the kernel"), "{by}");
-    Ok(daemon)
-}
 
 /// The file says what the daemon's own does. Each is read at its own time, so that it is looked between two readings that are the
 /// same, but for the newest pid: where that is of all processes, asking the daemon makes one.
@@ -69,20 +44,6 @@ fn says_the_same(daemon: &Daemon, shell: &mut Running, pid: u32) -> Result<()> {
         said.push(before);
     }
     anyhow::bail!("never twice the same: {said:?}")
-}
-
-/// Binds `file` over the `/proc/loadavg` of a container that runs already.
-fn give(file: &Path, init: u32) -> Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, file, flags).context("copy a mount")?;
-    let namespace = fs::File::open(format!("/proc/{init}/ns/mnt"))?;
-    let enter = move || -> Result<()> {
-        nix::sched::unshare(CloneFlags::CLONE_FS)?;
-        nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNS)?;
-        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&tree, "", CWD, "/proc/loadavg", empty).context("bind in the container")
-    };
-    std::thread::spawn(enter).join().expect("it returns what fails")
 }
 
 /// Waits for so many samples of the load.
@@ -121,7 +82,7 @@ fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
     let _running = Burden::start("nice", 1, &named);
     let _sleeping = Burden::start("sleep", 5, &third);
     samples(2);
-    give(&point.join("proc/loadavg"), older.init())?;
+    give(&point, "loadavg", older.init())?;
     containers.push(("older than the programs", older));
     for (which, shell) in &mut containers {
         let init = shell.init();
@@ -171,11 +132,6 @@ fn under_load_it_says_the_same_in_every_container(daemon: &Daemon) -> Result<()>
     Ok(())
 }
 
-/// A number that `cargo xtask soak` sets.
-fn number(variable: &str, usual: u32) -> u32 {
-    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
-}
-
 /// A container in a container, with and without a cgroup namespace of its own.
 fn a_nested_container_reads_its_own(daemon: &Daemon) -> Result<()> {
     for shares_cgroup_namespace in [false, true] {
@@ -208,8 +164,8 @@ fn it_outlives_the_daemon() -> Result<()> {
     let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
     shell.say(READ)?;
     daemon.crash()?;
-    let uptime = shell.say("cat /proc/uptime 2>&1; :")?;
-    ensure!(uptime.contains("not connected"), "the daemon is dead: {uptime}");
+    let meminfo = shell.say("cat /proc/meminfo 2>&1; :")?;
+    ensure!(meminfo.contains("not connected"), "the daemon is dead: {meminfo}");
     let _waiting = Burden::start("vfork", 3, &cgroup);
     // What it began with: starting three tasks that wait may have been a load of its own.
     let (started, first) = (Instant::now(), hundredths(&shell.say(READ)?)?);
@@ -256,7 +212,7 @@ fn a_restart_adopts_it() -> Result<()> {
     let server = daemon.server();
     kill(Pid::from_raw(server.try_into()?), Signal::SIGKILL)?;
     ensure!(daemon.server_after(server) != server, "nobody serves");
-    let by = served_by(&daemon)?;
+    let by = served_by(&daemon, "loadavg")?;
     ensure!(by.starts_with("the kernel"), "{by}");
     let after = fs::metadata(&file)?;
     ensure!((before.dev(), before.ino()) == (after.dev(), after.ino()), "it was made anew");
@@ -269,7 +225,7 @@ fn it_is_taken_down_at_the_end() -> Result<()> {
     for keeper in [true, false] {
         let options: &[&str] = if keeper { &[] } else { &["--no-keeper"] };
         let mut daemon = Daemon::with(&[&OPTIONS, options].concat())?;
-        ensure!(served_by(&daemon)?.starts_with("the kernel"));
+        ensure!(served_by(&daemon, "loadavg")?.starts_with("the kernel"));
         let file = fs::metadata(daemon.path("proc/loadavg"))?;
         ensure!(file.permissions().mode() & 0o777 == 0o444 && file.uid() == 0, "{file:?}");
         ensure!(daemon.stop()?.success(), "{}", daemon.log());
@@ -277,13 +233,6 @@ fn it_is_taken_down_at_the_end() -> Result<()> {
         ensure!(!pins(&daemon).exists(), "keeper {keeper}: a directory is left");
     }
     Ok(())
-}
-
-/// Where the daemon's file is pinned.
-fn pins(daemon: &Daemon) -> PathBuf {
-    let name = daemon.mount_point().display().to_string();
-    let name = format!("{}.bpf", name.trim_matches('/').replace('/', "-"));
-    daemon.directory().join("run/lxcfs").join(name)
 }
 
 /// Readers that rewind, and those that read a byte at a time, as FILES.md has it.
@@ -317,7 +266,7 @@ fn a_reader_that_is_not_known_gets_eagain(daemon: &Daemon) -> Result<()> {
 
 /// A reader on the host is shown the host's numbers where the kernel says where they are; else none.
 fn a_reader_on_the_host_reads_the_host(daemon: &Daemon) -> Result<()> {
-    let by = served_by(daemon)?;
+    let by = served_by(daemon, "loadavg")?;
     let mut file = fs::File::open(daemon.path("proc/loadavg"))?;
     let mut text = String::new();
     let read = file.read_to_string(&mut text);
@@ -376,7 +325,7 @@ fn a_container_that_vanishes_reads_its_own_or_nothing(daemon: &Daemon) -> Result
 #[test]
 fn where_it_cannot_be_the_daemon_serves_and_says_why() -> Result<()> {
     let daemon = Daemon::with(&["--accounting", "files", "--kernel-files", "loadavg"])?;
-    let by = served_by(&daemon)?;
+    let by = served_by(&daemon, "loadavg")?;
     ensure!(by == "this daemon, because: not wanted (--accounting files)", "{by}");
     ensure!(fs::read_to_string(daemon.path("proc/loadavg"))?.split(' ').count() == 5);
     drop(daemon);
@@ -387,7 +336,7 @@ fn where_it_cannot_be_the_daemon_serves_and_says_why() -> Result<()> {
     let pins = directory.join("run/lxcfs").join(format!("{name}.bpf"));
     fs::write(&pins, "not a directory")?;
     let daemon = Daemon::start_in(directory, &OPTIONS)?;
-    let by = served_by(&daemon)?;
+    let by = served_by(&daemon, "loadavg")?;
     ensure!(by.starts_with("this daemon, because: make") && by.contains("File exists"), "{by}");
     ensure!(fs::read_to_string(&pins)? == "not a directory");
     Ok(())
@@ -403,7 +352,7 @@ fn pins_of_others_are_not_used() -> Result<()> {
     mount(Some("others"), &pins, Some("bpf"), MsFlags::empty(), None::<&str>)?;
     fs::create_dir(pins.join("counting"))?;
     let daemon = Daemon::start_in(directory, &OPTIONS)?;
-    let by = served_by(&daemon)?;
+    let by = served_by(&daemon, "loadavg")?;
     ensure!(by.starts_with("the kernel"), "{by}");
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     ensure!(!mounts.contains("- bpf others "), "{mounts}");

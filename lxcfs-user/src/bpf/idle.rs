@@ -1,0 +1,76 @@
+//! Idle time of a container, which the programs keep: so that it is the same here and in a file below FUSE.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use lxcfs_abi::{Idle, Process};
+
+use super::{Accounting, Slot, sys};
+
+/// What idle time of a container follows from.
+#[derive(Debug, Clone, Copy)]
+pub struct IdleQuestion {
+    /// Its init.
+    pub init: Process,
+    /// How many CPUs it is shown.
+    pub cpus: u32,
+    /// CPU time it used before the programs.
+    pub earlier_ns: u64,
+    /// What was shown before; all zero where nothing was.
+    pub before: IdleBefore,
+}
+
+/// What was shown of a container's idle time, with programs or of a cgroup before these.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IdleBefore {
+    /// Idle time, as it would be if it might fall.
+    pub left_us: i64,
+    /// The most that was shown.
+    pub shown_us: u64,
+    /// When, and what was used by then.
+    pub up_us: u64,
+    pub used_us: u64,
+}
+
+/// Idle time of a container now.
+#[derive(Debug, Clone, Copy)]
+pub struct IdleAnswer {
+    /// To be shown: never less than before.
+    pub shown_us: u64,
+    /// As it would be if it might fall.
+    pub left_us: i64,
+    /// CPU time used by then.
+    pub used_us: u64,
+}
+
+macro_rules! idle_word {
+    ($maps:expr, $slot:expr, $field:ident) => {
+        $maps.idles.word($slot, std::mem::offset_of!(Idle, $field)).load(Ordering::Acquire)
+    };
+}
+
+impl Accounting {
+    /// Idle time of the container counted in `slot`. `None`: there is no program to ask, or the container is gone.
+    #[must_use]
+    pub fn idle(&self, slot: Slot, question: &IdleQuestion) -> Option<IdleAnswer> {
+        let IdleQuestion { init, cpus, earlier_ns, before } = *question;
+        let arguments = [
+            slot.index.into(),
+            slot.cgroup_id,
+            init.address,
+            init.started_ns,
+            cpus.into(),
+            earlier_ns,
+            before.left_us.cast_unsigned(),
+            before.shown_us,
+            before.up_us,
+            before.used_us,
+        ];
+        let answered = sys::test_run(self.idle.as_ref()?.as_fd(), &arguments, None);
+        answered.is_ok_and(|answered| answered == 1).then(|| IdleAnswer {
+            shown_us: idle_word!(self.maps, slot.index, shown_us),
+            left_us: idle_word!(self.maps, slot.index, left_us).cast_signed(),
+            used_us: idle_word!(self.maps, slot.index, used_us),
+        })
+    }
+}

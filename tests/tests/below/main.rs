@@ -1,0 +1,66 @@
+//! Files of `/proc` served by the kernel itself (`--kernel-files`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use lxcfs_tests::mount::Daemon;
+use nix::sched::CloneFlags;
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+mod loadavg;
+mod uptime;
+
+const OPTIONS: [&str; 4] = ["--accounting", "auto", "--kernel-files", "loadavg,uptime"];
+
+/// What `lxcfs status` says of who serves `file`, once that is decided.
+fn served_by(daemon: &Daemon, file: &str) -> Result<String> {
+    let point = daemon.mount_point().display().to_string();
+    let mut said = String::new();
+    lxcfs_tests::wait_for("the file to be made, or not", || {
+        let output = daemon.run(&["status", "--json", &point]).expect("ask for the status");
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        said = status["kernel_files"][file].as_str().unwrap_or("not yet").to_owned();
+        !said.starts_with("not yet")
+    });
+    Ok(said)
+}
+
+/// A daemon whose files the kernel serves.
+fn below() -> Result<Daemon> {
+    let daemon = Daemon::with(&OPTIONS)?;
+    for file in ["loadavg", "uptime"] {
+        let by = served_by(&daemon, file)?;
+        ensure!(by.starts_with("the kernel"), "{file}: {by}");
+    }
+    Ok(daemon)
+}
+
+/// Binds `file` of the daemon at `point` over that of a container that runs already.
+fn give(point: &Path, file: &str, init: u32) -> Result<()> {
+    let file = Path::new("proc").join(file);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, point.join(&file), flags).context("copy a mount")?;
+    let namespace = fs::File::open(format!("/proc/{init}/ns/mnt"))?;
+    let enter = move || -> Result<()> {
+        nix::sched::unshare(CloneFlags::CLONE_FS)?;
+        nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&tree, "", CWD, Path::new("/").join(file), empty)
+            .context("bind in the container")
+    };
+    std::thread::spawn(enter).join().expect("it returns what fails")
+}
+
+/// A number that `cargo xtask soak` sets.
+fn number(variable: &str, usual: u32) -> u32 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
+/// Where the daemon's file is pinned.
+fn pins(daemon: &Daemon) -> PathBuf {
+    let name = daemon.mount_point().display().to_string();
+    let name = format!("{}.bpf", name.trim_matches('/').replace('/', "-"));
+    daemon.directory().join("run/lxcfs").join(name)
+}
