@@ -223,8 +223,13 @@ impl Run<'_> {
 
     fn start(&mut self) -> Result<()> {
         let cgroups = (self.args.containers + 6_000).to_string();
-        let ours =
-            Subject::ours(&["--no-keeper", "--cgroups", &cgroups, "--kernel-files", "loadavg"])?;
+        let ours = Subject::ours(&[
+            "--no-keeper",
+            "--cgroups",
+            &cgroups,
+            "--kernel-files",
+            "loadavg,uptime",
+        ])?;
         self.subjects = vec![Subject::floor()?, ours];
         if let Err(why) = subjects::uncover() {
             self.results.absent.insert(BELOW.to_owned(), format!("{why:#}"));

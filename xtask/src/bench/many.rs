@@ -15,7 +15,7 @@ use super::results::{Containers, Idle};
 use super::subjects::{FLOOR, Subject, program};
 
 /// Files whose latency is looked at.
-pub(super) const FILES: [&str; 2] = ["proc/loadavg", "proc/stat"];
+pub(super) const FILES: [&str; 3] = ["proc/loadavg", "proc/uptime", "proc/stat"];
 
 /// Containers that sleep. Dropping it ends them.
 #[derive(Debug)]

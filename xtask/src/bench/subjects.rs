@@ -27,11 +27,11 @@ pub(super) const DEBIAN: &str = "debian";
 /// The name of the kernel's own files, which no daemon serves.
 pub(super) const KERNEL: &str = "kernel";
 
-/// The name of our file that no daemon serves either.
+/// The name of our files that no daemon serves either.
 pub(super) const BELOW: &str = "below";
 
-/// The one there is.
-pub(super) const BELOW_FILE: &str = "proc/loadavg";
+/// Those there are.
+pub(super) const BELOW_FILES: [&str; 2] = ["proc/loadavg", "proc/uptime"];
 
 /// A daemon that runs. Dropping it ends it and takes its mount away.
 #[derive(Debug)]
@@ -159,18 +159,24 @@ pub(super) fn program(name: &str) -> PathBuf {
 /// Our file below FUSE, if there is one.
 pub(super) fn below(file: &str) -> Option<PathBuf> {
     let name = format!("{BASE}/{OURS}").trim_matches('/').replace('/', "-");
-    let pinned = Path::new(BASE).join("run/lxcfs").join(format!("{name}.bpf")).join("loadavg");
-    (file == BELOW_FILE && pinned.exists()).then_some(pinned)
+    let pins = Path::new(BASE).join("run/lxcfs").join(format!("{name}.bpf"));
+    let pinned = pins.join(Path::new(file).file_name()?);
+    (BELOW_FILES.contains(&file) && pinned.exists()).then_some(pinned)
 }
 
-/// Waits for the file below FUSE to be made, and takes it off our mount: both ways are to be measured.
+/// Waits for the files below FUSE to be made, and takes them off our mount: both ways are to be measured.
 pub(super) fn uncover() -> Result<()> {
+    BELOW_FILES.into_iter().try_for_each(uncover_one)
+}
+
+fn uncover_one(file: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let status = status()?;
-        let from = status["kernel_files"]["loadavg"].as_str().unwrap_or("nobody").to_owned();
+        let from = &status["kernel_files"][file.trim_start_matches("proc/")];
+        let from = from.as_str().unwrap_or("nobody").to_owned();
         if from.starts_with("the kernel") {
-            let covered = Path::new(BASE).join(OURS).join(BELOW_FILE);
+            let covered = Path::new(BASE).join(OURS).join(file);
             return umount2(&covered, MntFlags::empty()).context("uncover the daemon's file");
         }
         ensure!(from.starts_with("not yet") && Instant::now() < deadline, "served by {from}");
@@ -213,7 +219,7 @@ fn place(name: &str) -> Result<PathBuf> {
 
 /// Takes away what this run, or one that was killed, has left at our place.
 pub(super) fn clear() {
-    if let Some(pins) = below(BELOW_FILE).as_deref().and_then(Path::parent) {
+    if let Some(pins) = below(BELOW_FILES[0]).as_deref().and_then(Path::parent) {
         let _ = umount2(pins, MntFlags::MNT_DETACH);
     }
     for name in fs::read_dir(BASE).into_iter().flatten().flatten() {

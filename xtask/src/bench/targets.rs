@@ -2,7 +2,7 @@
 
 use super::results::{BySubject, Results, Target};
 use super::stats::{median, ratio};
-use super::subjects::{BELOW, BELOW_FILE, DEBIAN, FLOOR, KERNEL, OURS};
+use super::subjects::{BELOW, BELOW_FILES, DEBIAN, FLOOR, KERNEL, OURS};
 
 /// Where the ratio of a file may be so far from the true one, no number of the run is to be trusted.
 const LARGEST_DOUBT: f64 = 0.05;
@@ -119,17 +119,18 @@ fn containers(results: &Results, targets: &mut Vec<Target>) {
     }
 }
 
-/// The file below FUSE, with one container and with many.
+/// The files below FUSE, with one container and with many.
 fn below(results: &Results, targets: &mut Vec<Target>) {
     let all = [results.containers.first(), results.containers.last()];
-    for containers in all.into_iter().flatten() {
-        let Some(timings) = containers.timings.get(BELOW_FILE) else { continue };
+    let all = all.into_iter().flatten();
+    for (containers, file) in all.flat_map(|some| BELOW_FILES.map(|file| (some, file))) {
+        let Some(timings) = containers.timings.get(file) else { continue };
         for (whose, name, most) in
             [("the kernel's own", KERNEL, 1.25), ("the null file", FLOOR, 0.5)]
         {
             if let (Some(ours), Some(theirs)) = (timings.get(BELOW), timings.get(name)) {
                 let what = format!(
-                    "/{BELOW_FILE} below FUSE with {} containers: times {whose}",
+                    "/{file} below FUSE with {} containers: times {whose}",
                     containers.count
                 );
                 targets.push(at_most(&what, ratio(ours, theirs), most, 2));
