@@ -187,7 +187,9 @@ pub struct Cpu {
     pub task: u64,
     /// Of its `sum_exec_runtime`, what is charged.
     pub charged_ns: u64,
-    pub padding: [u64; 4],
+    /// Since when it runs.
+    pub since_jiffies: u64,
+    pub padding: [u64; 3],
 }
 
 /// What a container older than the programs was when they began.

@@ -114,6 +114,7 @@ pub(crate) unsafe fn runs(task: *const task_struct, cpu: u32) {
         if kernel::pid(task) != 0 {
             let run_ns = kernel::load_u64(task, &kernel::O_SUM_EXEC_RUNTIME);
             ptr::write_volatile(&raw mut (*place).charged_ns, run_ns);
+            ptr::write_volatile(&raw mut (*place).since_jiffies, maps::jiffies());
             ptr::write_volatile(&raw mut (*place).task, task as u64);
         }
     }

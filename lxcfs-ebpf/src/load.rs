@@ -13,7 +13,7 @@ use crate::{atomic, maps};
 
 /// Jiffies between two samples: `LOAD_FREQ`, 5 * HZ + 1.
 #[unsafe(no_mangle)]
-static TICK_JIFFIES: Global<u64> = Global::new(1251);
+pub(crate) static TICK_JIFFIES: Global<u64> = Global::new(1251);
 
 /// One tick of the kernel's own series, so that ours fall on the same jiffies.
 #[unsafe(no_mangle)]

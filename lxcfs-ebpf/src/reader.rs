@@ -60,9 +60,12 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    /// `None`: nothing has run in it yet.
+    /// `None`: nothing has run in it yet, or it is the root cgroup, whose numbers are the host's and no container's.
     #[inline(always)]
     pub(crate) fn at(cgroup: u64) -> Option<Self> {
+        if kernel::cgroup_parent(cgroup) == 0 {
+            return None;
+        }
         let id = kernel::cgroup_id(cgroup);
         // SAFETY: the value is copied.
         let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;

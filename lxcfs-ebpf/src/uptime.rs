@@ -8,14 +8,14 @@ use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::bpf_get_current_task_btf;
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::programs::RawTracePointContext;
-use lxcfs_abi::{Idle, MAX_DEPTH};
+use lxcfs_abi::{Idle, MAX_DEPTH, decay};
 
-use crate::kernel::{self, follow};
+use crate::kernel::{self, follow, follow_u32};
 use crate::maps::zero;
 use crate::reader::{self, AGAIN, Counted, IterContext, at_least};
 use crate::text::Text;
 use crate::whose::{self, Reader};
-use crate::{atomic, cpus, maps, sum};
+use crate::{atomic, cpus, load, maps, sum};
 
 /// The unit of the file, and of a process's start in procfs (`USER_HZ`).
 const TICK_NS: u64 = 10_000_000;
@@ -129,8 +129,9 @@ pub(crate) extern "C" fn whose_init(own: u64, slot: u32) -> u64 {
             ptr::read_volatile(&raw const (*idle).started_ns),
         )
     };
-    // Where another task is by now, another start is.
-    if init != 0 && whose::started_ns(init) == started_ns {
+    // Where another task is by now, another start is; and one that was ends as dead.
+    let is_it = init != 0 && whose::started_ns(init) == started_ns;
+    if is_it && follow_u32(init, u64::from(kernel::O_EXIT_STATE.load())) == 0 {
         return init;
     }
     maps::ask();
@@ -187,6 +188,13 @@ extern "C" fn add_running(cpu: u64, running: *mut Running) -> i64 {
         }
         atomic::barrier();
         let charged_ns = ptr::read_volatile(&raw const (*place).charged_ns);
+        let since = ptr::read_volatile(&raw const (*place).since_jiffies);
+        if follow_u32(task, u64::from(kernel::O_ON_CPU.load())) == 0 {
+            atomic::barrier();
+            let is_left = ptr::read_volatile(&raw const (*place).task) != task;
+            (*running).run_ns = (*running).run_ns.wrapping_add(unseen_ns(is_left as u32, since));
+            return 0;
+        }
         let leaf = kernel::cgroup_of(follow(task, &kernel::O_CGROUPS));
         let root = (*running).cgroup;
         if leaf != root && whose::is_below(leaf, root) == 0 {
@@ -200,6 +208,19 @@ extern "C" fn add_running(cpu: u64, running: *mut Running) -> i64 {
         }
     }
     0
+}
+
+/// What a container may have used on a CPU whose task has left it, since when nobody has been seen to come. A kernel may have
+/// threads of its own that leave without the event; whoever runs then is seen at the next one. Too much is said rather than too
+/// little, or idle time would have risen too far and never fallen again.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn unseen_ns(is_left: u32, since_jiffies: u64) -> u64 {
+    if is_left != 0 {
+        return 0;
+    }
+    let jiffies = maps::jiffies().wrapping_sub(since_jiffies).wrapping_add(1);
+    jiffies.wrapping_mul(decay::PERIOD_NS.checked_div(load::TICK_JIFFIES.load()).unwrap_or(0))
 }
 
 #[inline(never)]

@@ -81,7 +81,7 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64, way: u3
     if !shares_pids && inits == 0 {
         return 0;
     }
-    let cgroup = if inits == cgroups {
+    if inits == cgroups {
         let leaf = cgroup_in(follow(init, &kernel::O_CGROUPS), way);
         let is_its_own = !shares_cgroups && !is_of_parent(pids, cgroups);
         if is_its_own { root(cgroups, leaf, way) } else { without_known_leaf(leaf) }
@@ -89,9 +89,7 @@ pub(crate) extern "C" fn boundary(pids: u64, cgroups: u64, css_set: u64, way: u3
         // A pod with one pid namespace for several containers, or a service with a cgroup namespace of its own.
         let leaf = cgroup_in(css_set, way);
         if shares_cgroups { leaf } else { root(cgroups, leaf, way) }
-    };
-    // The root cgroup's numbers are the host's, and belong to no container.
-    if kernel::cgroup_parent(cgroup) == 0 { 0 } else { cgroup }
+    }
 }
 
 /// See [`Reader::init`].

@@ -19,6 +19,7 @@ use super::{Rooms, control, policy};
 use crate::bpf::{Symbols, Unavailable, view};
 use crate::cli::{KernelFiles, Serve};
 use crate::error::{Errno, Error, Result};
+use crate::files::{self, Reader, View};
 use crate::model::cpus::CpuView;
 use crate::model::file::File;
 
@@ -220,8 +221,11 @@ impl Rooms {
             if let Err(error) = maps.look_back(&container) {
                 tracing::debug!("look back: {error}");
             }
-            // Idle time is told with it.
-            if let Err(error) = self.road.page(File::Uptime, container.init) {
+            // Idle time is told by whoever makes the page. Not as a reader: its init may be outside of it, if it has none of its own.
+            let (source, machine, policy) = self.road.parts();
+            let (container, reader) = (&container, Reader::default());
+            let view = View { container, source, machine, policy, reader };
+            if let Err(error) = files::page(File::Uptime, &view, &mut Vec::new()) {
                 tracing::debug!("look back: {error}");
             }
         }

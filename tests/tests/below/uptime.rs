@@ -66,8 +66,21 @@ fn lies_between(readings: &str) -> Result<bool> {
     Ok((up, idle) == (later, later_idle))
 }
 
-/// Idle time is what so many CPUs had less what the kernel says that the cgroup used, to a few ticks.
+/// Idle time is what so many CPUs had less what the kernel says that the cgroup used, to a few ticks. It may stand still for a
+/// moment, where it is not known who runs on a CPU, and is then right again; it is never more.
 fn is_right(shell: &mut Running, cgroup: &Cgroup, cpus: u64) -> Result<()> {
+    let mut looked = looks_right(shell, cgroup, cpus);
+    lxcfs_tests::wait_for("idle time to be what is left", || {
+        if let Ok(false) = looked {
+            looked = looks_right(shell, cgroup, cpus);
+        }
+        !matches!(looked, Ok(false))
+    });
+    looked.map(|_| ())
+}
+
+/// `false`: it is less. More is an error.
+fn looks_right(shell: &mut Running, cgroup: &Cgroup, cpus: u64) -> Result<bool> {
     const TICKS: u64 = 4;
     let used_before = cgroup.used_ns()? / 10_000_000;
     let said = shell.say(READ)?;
@@ -75,8 +88,8 @@ fn is_right(shell: &mut Running, cgroup: &Cgroup, cpus: u64) -> Result<()> {
     let [up, idle] = hundredths(&said)?[..] else { anyhow::bail!("not two numbers: {said}") };
     let least = (up * cpus).saturating_sub(used_after + TICKS);
     let most = (up * cpus).saturating_sub(used_before) + TICKS;
-    ensure!((least..=most).contains(&idle), "{least} to {most}: {said}");
-    Ok(())
+    ensure!(idle <= most, "{least} to {most}: {said}");
+    Ok(idle >= least)
 }
 
 #[test]
@@ -137,6 +150,7 @@ fn readers_of_every_kind() -> Result<()> {
     idle_time_goes_by_the_cpus_shown(&daemon).context("another cpuset")?;
     the_next_container_in_a_cgroup_begins_anew(&daemon).context("the next container")?;
     a_container_that_moves_goes_on(&daemon).context("a container that moves")?;
+    the_oldest_process_stands_for_an_init(&daemon).context("without an init")?;
     a_reader_on_the_host_is_not_told(&daemon).context("on the host")
 }
 
@@ -161,7 +175,9 @@ fn under_load_it_says_the_same_in_every_container(daemon: &Daemon) -> Result<()>
         }
     }
     writeln!(std::io::stdout(), "so often all three readings were the same: {same}")?;
-    ensure!(same > 0, "never");
+    // An emulator may take a hundredth of a second and more for each.
+    let is_emulated = lxcfs_tests::patience(Duration::from_secs(1)) > Duration::from_secs(1);
+    ensure!(same > 0 || is_emulated, "never");
     Ok(())
 }
 
@@ -225,6 +241,28 @@ fn a_container_that_moves_goes_on(daemon: &Daemon) -> Result<()> {
     ensure!(after[1] >= before[1], "it falls from {before:?} to {said}");
     ensure!(after[1] - before[1] <= (after[0] - before[0] + 1) * had, "{before:?} leaps to {said}");
     says_the_same(&mut shell, &uncovered, 3).map(|_| ())
+}
+
+/// A container in the host's pid namespace begins with its oldest process, and with the next oldest when that has ended.
+fn the_oldest_process_stands_for_an_init(daemon: &Daemon) -> Result<()> {
+    let uncovered = Uncovered::of(daemon)?;
+    let cgroup = Cgroup::new("uptime-oldest")?;
+    let oldest = Burden::start("sleep", 1, &cgroup);
+    std::thread::sleep(Duration::from_secs(2));
+    let container = Container::new(&cgroup).sharing_pid_namespace();
+    let mut shell = container.files(&daemon.mount_point()).shell()?;
+    let up = |shell: &mut Running| -> Option<u64> {
+        shell.say(READ).ok().and_then(|said| hundredths(&said).ok()?.first().copied())
+    };
+    lxcfs_tests::wait_for("an answer", || up(&mut shell).is_some());
+    ensure!(up(&mut shell).is_some_and(|up| up >= 200), "it begins with the oldest");
+    says_the_same(&mut shell, &uncovered, 3)?;
+    drop(oldest);
+    let at_once = up(&mut shell);
+    ensure!(at_once.is_none_or(|up| up < 200), "it is gone: {at_once:?}");
+    lxcfs_tests::wait_for("an answer", || up(&mut shell).is_some());
+    says_the_same(&mut shell, &uncovered, 3)?;
+    Ok(())
 }
 
 fn a_reader_on_the_host_is_not_told(daemon: &Daemon) -> Result<()> {
