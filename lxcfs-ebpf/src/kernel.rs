@@ -22,7 +22,7 @@ offsets! {
     O_NSPROXY, O_THREAD_PID, O_START_BOOTTIME, O_PID_LEVEL, O_PID_NUMBERS, O_UPID_NS,
     O_CHILD_REAPER, O_IDR_NEXT, O_PIDNS_PARENT, O_PIDNS_NUMBER, O_CGROUP_NS, O_ROOT_CSET, O_CGROUPNS_NUMBER,
     O_KN_NAME, O_RQ_NR_RUNNING,
-    O_EXIT_STATE, O_ON_CPU, O_CPUSET_STATE, O_CPU_STATE, O_EFFECTIVE_CPUS, O_GROUP_STATE, O_QUOTA, O_PERIOD, MASK_IS_POINTER,
+    O_EXIT_STATE, O_CPUSET_STATE, O_CPU_STATE, O_EFFECTIVE_CPUS, O_GROUP_STATE, O_QUOTA, O_PERIOD, MASK_IS_POINTER,
 }
 
 /// `W_` globals are ways from a css_set to its cgroup in a hierarchy, see [`field::THROUGH_STATE`].
@@ -46,7 +46,7 @@ macro_rules! fields {
 }
 
 fields! {
-    F_ON_RQ, F_SCHED_DELAYED, F_CONTRIBUTES, F_IN_IOWAIT, F_STATE, F_STATIC_PRIO, F_TASK_CPU,
+    F_ON_RQ, F_SCHED_DELAYED, F_CONTRIBUTES, F_IN_IOWAIT, F_STATE, F_STATIC_PRIO, F_TASK_CPU, F_ON_CPU,
 }
 
 /// 1 where storage may be made with a run queue locked.
@@ -153,6 +153,16 @@ pub(crate) fn cgroup_name(cgroup: u64) -> [u8; 16] {
     // SAFETY: the helper checks the address, and writes no more than it is told.
     let _ = unsafe { bpf_probe_read_kernel_str_bytes(address as *const u8, &mut name) };
     name
+}
+
+/// A member as [`load`] has it, of a structure that is only an address; 0 if it cannot be read. Its first byte is the lowest, as on
+/// all machines there are programs for.
+#[inline(always)]
+pub(crate) fn follow_field(address: u64, global: &Global<u32>) -> u64 {
+    let place = global.load();
+    let bytes = word_at(address, field::offset(place) as u64);
+    let unused_bits = 64 - 8 * u64::from(field::size(place));
+    field::extract(place, bytes << unused_bits >> unused_bits)
 }
 
 /// The 8 bytes at `offset` behind `address`; 0 if they cannot be read.

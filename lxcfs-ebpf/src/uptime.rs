@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::programs::RawTracePointContext;
 use lxcfs_abi::{Idle, MAX_DEPTH, decay};
 
-use crate::kernel::{self, follow, follow_u32};
+use crate::kernel::{self, follow, follow_field, follow_u32};
 use crate::maps::zero;
 use crate::reader::{self, AGAIN, Counted, IterContext, at_least};
 use crate::text::Text;
@@ -189,7 +189,7 @@ extern "C" fn add_running(cpu: u64, running: *mut Running) -> i64 {
         atomic::barrier();
         let charged_ns = ptr::read_volatile(&raw const (*place).charged_ns);
         let since = ptr::read_volatile(&raw const (*place).since_jiffies);
-        if follow_u32(task, u64::from(kernel::O_ON_CPU.load())) == 0 {
+        if follow_field(task, &kernel::F_ON_CPU) == 0 {
             atomic::barrier();
             let is_left = ptr::read_volatile(&raw const (*place).task) != task;
             (*running).run_ns = (*running).run_ns.wrapping_add(unseen_ns(is_left as u32, since));

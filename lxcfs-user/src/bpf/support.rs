@@ -285,7 +285,7 @@ mod tests {
         }
         let found = |wanted: Wanted| match wanted.need {
             Need::Bytes(bytes) => member(0, bytes),
-            _ => member(0, 0),
+            _ => member(0, 4),
         };
         members[12] = Some(Member { offset_bits: 1_203, size_bytes: 4, bitfield_bits: 1 });
         Facts {

@@ -81,7 +81,7 @@ pub const WANTED_BELOW: [Wanted; 15] = [
 /// Every member that the program of `uptime` reads besides: whether an init lives, whether a task runs, and how many CPUs a container is shown.
 pub const WANTED_UPTIME: [Wanted; 6] = [
     want("O_EXIT_STATE", "task_struct", "exit_state", Need::Bytes(4)),
-    want("O_ON_CPU", "task_struct", "on_cpu", Need::Bytes(4)),
+    want("F_ON_CPU", "task_struct", "on_cpu", Need::Any),
     want("O_EFFECTIVE_CPUS", "cpuset", "effective_cpus", Need::Place),
     want("O_GROUP_STATE", "task_group", "css", Need::Place),
     want("O_QUOTA", "task_group", "cfs_bandwidth.quota", Need::Bytes(8)),

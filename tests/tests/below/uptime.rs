@@ -300,6 +300,27 @@ fn it_goes_by_the_quota_where_that_is_shown() -> Result<()> {
     Ok(())
 }
 
+/// More cgroups than there are counters for: who is not counted is not told another's numbers, and can ask the daemon.
+#[test]
+fn a_container_that_is_not_counted_gets_eagain() -> Result<()> {
+    let daemon = Daemon::with(&[&super::OPTIONS[..], &["--cgroups", "64"]].concat())?;
+    ensure!(served_by(&daemon, "uptime")?.starts_with("the kernel"));
+    let crowd = Cgroup::new("uptime-crowd")?;
+    let leaves = (0..64).map(|nth| crowd.leaf(&nth.to_string())).collect::<Result<Vec<_>>>()?;
+    let _sleeping: Vec<_> = leaves.iter().map(|leaf| Burden::start("sleep", 1, leaf)).collect();
+    let late = Cgroup::new("uptime-late")?;
+    let mut shell = Container::new(&late).files(&daemon.mount_point()).shell()?;
+    for file in ["loadavg", "uptime"] {
+        let said = shell.say(&format!("cat /proc/{file} 2>&1; :"))?;
+        ensure!(said.contains("Resource temporarily unavailable"), "{file}: {said}");
+    }
+    let [up, idle] = hundredths(&daemon.page_as(shell.init(), "uptime")?)?[..] else {
+        anyhow::bail!("not two numbers");
+    };
+    ensure!(up < 10_000 && idle <= (up + 1) * online()?, "of another container: {up}, {idle}");
+    Ok(())
+}
+
 /// How many CPUs the machine has online.
 fn online() -> Result<u64> {
     Ok(std::thread::available_parallelism()?.get().try_into()?)
