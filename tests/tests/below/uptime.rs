@@ -239,7 +239,9 @@ fn a_container_that_moves_goes_on(daemon: &Daemon) -> Result<()> {
     let (said, cpus) = (shell.say(&ask)?, shell.cpus()?.len().try_into()?);
     let (after, had): (_, u64) = (hundredths(&said)?, cpus);
     ensure!(after[1] >= before[1], "it falls from {before:?} to {said}");
-    ensure!(after[1] - before[1] <= (after[0] - before[0] + 1) * had, "{before:?} leaps to {said}");
+    // What it used meanwhile is known to none of the two cgroups, and the reading itself takes a moment.
+    let most = (after[0] - before[0] + 2) * had;
+    ensure!(after[1] - before[1] <= most, "{before:?} leaps to {said}");
     says_the_same(&mut shell, &uncovered, 3).map(|_| ())
 }
 
