@@ -2,6 +2,8 @@
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xchg};
 
+use aya_ebpf::Global;
+
 /// Adds to a counter that several CPUs write, and returns what it was.
 ///
 /// # Safety
@@ -60,10 +62,17 @@ pub(crate) unsafe fn replace32(word: *mut u32, old: u32, new: u32) -> bool {
     unsafe { atomic_cxchg::<u32, ORDER, { AtomicOrdering::Acquire }>(word, old, new).1 }
 }
 
+/// 1 where the machine orders loads by itself.
+#[unsafe(no_mangle)]
+static LOADS_ARE_ORDERED: Global<u32> = Global::new(0);
+
 /// Orders the loads before it against those behind it. There is no such instruction; one that reads, changes and writes, of a
 /// word that nobody else knows, is one.
 #[inline(always)]
 pub(crate) fn barrier() {
+    if LOADS_ARE_ORDERED.load() != 0 {
+        return;
+    }
     let mut word = 0;
     // SAFETY: a word of our own stack.
     unsafe {

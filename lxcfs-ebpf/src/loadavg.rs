@@ -34,9 +34,9 @@ pub(crate) extern "C" fn loadavg(ctx: *const IterContext) -> i32 {
         }
         let current: *const task_struct = bpf_get_current_task_btf();
         let reader = whose::reader(current);
-        let line = match reader.boundary(kernel::W_COUNTED.load()) {
+        let line = match reader.home {
             whose::HOST => host(reader),
-            cgroup => container(reader, cgroup, running_in(current)),
+            _ => container(reader, running_in(current)),
         };
         let Some(line) = line else { return AGAIN };
         print(IterContext::file(ctx), &line);
@@ -44,11 +44,11 @@ pub(crate) extern "C" fn loadavg(ctx: *const IterContext) -> i32 {
     0
 }
 
-/// What a reader in the container at `cgroup` is told, who is counted as running in the slot `own`.
+/// What a reader in a container is told, who is counted as running in the slot `own`.
 #[inline(always)]
-fn container(reader: Reader, cgroup: u64, own: u32) -> Option<Line> {
+fn container(reader: Reader, own: u32) -> Option<Line> {
     let ctrl = maps::enabled()?;
-    let counted = Counted::at(cgroup)?;
+    let counted = Counted::at(reader.boundary(kernel::W_COUNTED.load()))?;
     // SAFETY: the map's element.
     let carried = unsafe { carried(ctrl, reader, counted) }?;
     let (load, own_seen) = sum::load_under(counted.slot, maps::jiffies(), own)?;

@@ -20,7 +20,7 @@ pub(crate) extern "C" fn process(ctx: *const IterContext) -> i32 {
         if task.is_null() {
             return 0;
         }
-        let address = whose::pid_namespace(kernel::address(task, &kernel::O_THREAD_PID));
+        let (address, _) = whose::pid_namespace(task);
         let told = Process {
             address: task as u64,
             started_ns: kernel::load_u64(task, &kernel::O_START_BOOTTIME),

@@ -63,13 +63,12 @@ impl Counted {
     /// `None`: nothing has run in it yet, or it is the root cgroup, whose numbers are the host's and no container's.
     #[inline(always)]
     pub(crate) fn at(cgroup: u64) -> Option<Self> {
-        if kernel::cgroup_parent(cgroup) == 0 {
-            return None;
-        }
         let id = kernel::cgroup_id(cgroup);
         // SAFETY: the value is copied.
         let slot = unsafe { maps::SLOT_OF.get(id).copied() }?;
-        Some(Self { cgroup, id, slot })
+        // SAFETY: a map value, whose word is read whole.
+        let parent = unsafe { ptr::read_volatile(&raw const (*maps::slot(slot)?).parent) };
+        (parent != 0).then_some(Self { cgroup, id, slot })
     }
 
     /// Given back since, the slot may be another group's by now.

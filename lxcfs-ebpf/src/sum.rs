@@ -15,6 +15,9 @@ use crate::{atomic, load, maps};
 /// As many steps as the kernel allows: records of some thousand cgroups on hundreds of CPUs.
 const MOST_STEPS: u32 = 1 << 23;
 
+/// Records of which only a time is wanted are added together.
+const AT_ONCE: u32 = 8;
+
 /// Looks at a record that its writer overtook. It has interrupts off, so one suffices mostly; who starves takes what it has.
 const ATTEMPTS: u64 = 16;
 
@@ -29,8 +32,11 @@ trait Sum: Sized {
     /// All of it zero, of which the verifier knows nothing.
     fn nothing() -> Self;
 
-    /// Adds a record. `false`: its writer was faster, and nothing is added.
-    fn add(record: *mut Record, walk: &mut Walk<Self>) -> bool;
+    /// How many records of a slot there are to add.
+    fn records() -> u32;
+
+    /// Adds the record with that index, and may be some behind it. 1 ends the walk.
+    fn add(index: u32, walk: &mut Walk<Self>) -> i64;
 }
 
 /// The load.
@@ -113,20 +119,14 @@ extern "C" fn step<S: Sum>(_nth: u64, walk: *mut Walk<S>) -> i64 {
         return climb(walk);
     }
     let slot = walk.at as u32;
-    if walk.nth == u64::from(maps::cpu_count().wrapping_add(EXTRA_RECORDS)) {
+    if walk.nth >= u64::from(S::records()) {
         return leave(walk);
     }
     if walk.nth == 0 {
         walk.sequence = sequence(maps::shared_index(slot));
         atomic::barrier();
     }
-    let Some(record) = maps::record(maps::record_index(slot, walk.nth as u32)) else { return 1 };
-    if S::add(record, walk) {
-        walk.nth = walk.nth.wrapping_add(1) & MASK;
-    } else {
-        walk.attempts = walk.attempts.wrapping_add(1) & MASK;
-    }
-    0
+    S::add(maps::record_index(slot, walk.nth as u32), walk)
 }
 
 /// The slot is read: on to its first child.
@@ -218,7 +218,26 @@ impl Sum for Load {
     }
 
     #[inline(always)]
-    fn add(record: *mut Record, walk: &mut Walk<Self>) -> bool {
+    fn records() -> u32 {
+        maps::cpu_count().wrapping_add(EXTRA_RECORDS)
+    }
+
+    #[inline(always)]
+    fn add(index: u32, walk: &mut Walk<Self>) -> i64 {
+        let Some(record) = maps::record(index) else { return 1 };
+        if Self::add_record(record, walk) {
+            walk.nth = walk.nth.wrapping_add(1) & MASK;
+        } else {
+            walk.attempts = walk.attempts.wrapping_add(1) & MASK;
+        }
+        0
+    }
+}
+
+impl Load {
+    /// `false`: the record's writer was faster, and nothing is added.
+    #[inline(always)]
+    fn add_record(record: *mut Record, walk: &mut Walk<Self>) -> bool {
         // SAFETY: a map value, whose words are read whole; the sequence tells whether they belong together.
         unsafe {
             let before = ptr::read_volatile(&raw const (*record).sequence);
@@ -262,11 +281,24 @@ impl Sum for Charged {
         Self { run_ns: zero() }
     }
 
+    /// Times are counted by CPU.
     #[inline(always)]
-    fn add(record: *mut Record, walk: &mut Walk<Self>) -> bool {
-        // SAFETY: a map value, whose word is read whole.
-        let run_ns = unsafe { ptr::read_volatile(&raw const (*record).run_ns) };
-        walk.sum.run_ns = walk.sum.run_ns.wrapping_add(run_ns);
-        true
+    fn records() -> u32 {
+        maps::cpu_count()
+    }
+
+    #[inline(always)]
+    fn add(index: u32, walk: &mut Walk<Self>) -> i64 {
+        for nth in 0..AT_ONCE {
+            if walk.nth.wrapping_add(u64::from(nth)) >= u64::from(Self::records()) {
+                break;
+            }
+            let Some(record) = maps::record(index.wrapping_add(nth)) else { return 1 };
+            // SAFETY: a map value, whose word is read whole.
+            let run_ns = unsafe { ptr::read_volatile(&raw const (*record).run_ns) };
+            walk.sum.run_ns = walk.sum.run_ns.wrapping_add(run_ns);
+        }
+        walk.nth = walk.nth.wrapping_add(u64::from(AT_ONCE)) & MASK;
+        0
     }
 }

@@ -59,21 +59,21 @@ pub(crate) extern "C" fn uptime(ctx: *const IterContext) -> i32 {
         }
         let current: *const task_struct = bpf_get_current_task_btf();
         let reader = whose::reader(current);
-        let cgroup = reader.boundary(kernel::W_COUNTED.load());
-        if cgroup == whose::HOST {
+        if reader.home == whose::HOST {
             return AGAIN;
         }
-        let Some(line) = container(reader, cgroup) else { return AGAIN };
+        let run_ns = kernel::load_u64(current, &kernel::O_SUM_EXEC_RUNTIME);
+        let Some(line) = container(reader, run_ns) else { return AGAIN };
         print(IterContext::file(ctx), &line);
     }
     0
 }
 
-/// What a reader in the container at `cgroup` is told.
+/// What a reader in a container is told, who has run for `run_ns`.
 #[inline(always)]
-fn container(reader: Reader, cgroup: u64) -> Option<Line> {
+fn container(reader: Reader, run_ns: u64) -> Option<Line> {
     let ctrl = maps::enabled()?;
-    let counted = Counted::at(cgroup)?;
+    let counted = Counted::at(reader.boundary(kernel::W_COUNTED.load()))?;
     let init = whose_init(reader.init(), counted.slot);
     let started_ns = whose::started_ns(init);
     if started_ns == 0 {
@@ -81,9 +81,9 @@ fn container(reader: Reader, cgroup: u64) -> Option<Line> {
     }
     // SAFETY: the map's element.
     let earlier = unsafe { counted.earlier(ctrl, started_ns) }?;
-    let cpus = cpus::shown(reader, cgroup)?;
+    let cpus = cpus::shown(reader, counted.cgroup)?;
     let up_ns = maps::boottime_ns().wrapping_sub(started_ns - started_ns % TICK_NS);
-    let used_ns = used_ns(counted)?.wrapping_add(earlier.used_ns);
+    let used_ns = used_ns(counted, run_ns)?.wrapping_add(earlier.used_ns);
     let now = Now { init, started_ns, cpus, up_us: up_ns / 1_000, used_us: used_ns / 1_000 };
     let before = Before { left_us: 0, shown_us: 0, up_us: 0, used_us: 0 };
     let idle_us = advance(counted.slot, &now, &before)?;
@@ -108,7 +108,8 @@ pub(crate) extern "C" fn idle(ctx: *mut c_void) -> i32 {
     let leaf = kernel::cgroup_of(follow(init, &kernel::O_CGROUPS));
     let counted = Counted { cgroup: with_id(leaf, id), id, slot: slot as u32 };
     let up_ns = maps::boottime_ns().wrapping_sub(started_ns - started_ns % TICK_NS);
-    let Some(used_ns) = used_ns(counted) else { return 0 };
+    // Who asks is not in it.
+    let Some(used_ns) = used_ns(counted, 0) else { return 0 };
     let used_us = used_ns.wrapping_add(earlier_ns) / 1_000;
     let now = Now { init, started_ns, cpus, up_us: up_ns / 1_000, used_us };
     i32::from(counted.is_current() && advance(counted.slot, &now, &before).is_some())
@@ -154,9 +155,12 @@ pub(crate) extern "C" fn with_id(leaf: u64, id: u64) -> u64 {
 
 /// CPU time used since the programs count: what is charged, and what runs now has gained since, as far as the kernel itself knows
 /// (to one tick). What runs is asked first: what is charged meanwhile counts twice, which only holds idle time up for a moment.
+///
+/// Who reads has run for `readers_ns`; 0: is not in the container.
 #[inline(always)]
-fn used_ns(counted: Counted) -> Option<u64> {
-    let mut running = Running { cgroup: counted.cgroup, run_ns: zero() };
+fn used_ns(counted: Counted, readers_ns: u64) -> Option<u64> {
+    let readers_cpu = u64::from(maps::current_cpu());
+    let mut running = Running { cgroup: counted.cgroup, readers_cpu, readers_ns, run_ns: zero() };
     // SAFETY: the function has the type of a callback, and what it adds to outlives the call.
     unsafe {
         bpf_loop(
@@ -174,6 +178,8 @@ fn used_ns(counted: Counted) -> Option<u64> {
 #[repr(C)]
 struct Running {
     cgroup: u64,
+    readers_cpu: u64,
+    readers_ns: u64,
     run_ns: u64,
 }
 
@@ -189,22 +195,22 @@ extern "C" fn add_running(cpu: u64, running: *mut Running) -> i64 {
         atomic::barrier();
         let charged_ns = ptr::read_volatile(&raw const (*place).charged_ns);
         let since = ptr::read_volatile(&raw const (*place).since_jiffies);
-        if follow_field(task, &kernel::F_ON_CPU) == 0 {
-            atomic::barrier();
-            let is_left = ptr::read_volatile(&raw const (*place).task) != task;
-            (*running).run_ns = (*running).run_ns.wrapping_add(unseen_ns(is_left as u32, since));
-            return 0;
-        }
-        let leaf = kernel::cgroup_of(follow(task, &kernel::O_CGROUPS));
-        let root = (*running).cgroup;
-        if leaf != root && whose::is_below(leaf, root) == 0 {
-            return 0;
-        }
-        let run_ns = follow(task, &kernel::O_SUM_EXEC_RUNTIME);
+        let run_ns = if cpu == (*running).readers_cpu {
+            gained((*running).readers_ns, charged_ns)
+        } else if follow_field(task, &kernel::F_ON_CPU) == 0 {
+            unseen_ns(since)
+        } else {
+            let leaf = kernel::cgroup_of(follow(task, &kernel::O_CGROUPS));
+            let root = (*running).cgroup;
+            if leaf != root && whose::is_below(leaf, root) == 0 {
+                return 0;
+            }
+            gained(follow(task, &kernel::O_SUM_EXEC_RUNTIME), charged_ns)
+        };
         atomic::barrier();
         // Whoever left meanwhile is charged.
         if ptr::read_volatile(&raw const (*place).task) == task {
-            (*running).run_ns = (*running).run_ns.wrapping_add(gained(run_ns, charged_ns));
+            (*running).run_ns = (*running).run_ns.wrapping_add(run_ns);
         }
     }
     0
@@ -215,10 +221,7 @@ extern "C" fn add_running(cpu: u64, running: *mut Running) -> i64 {
 /// little, or idle time would have risen too far and never fallen again.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn unseen_ns(is_left: u32, since_jiffies: u64) -> u64 {
-    if is_left != 0 {
-        return 0;
-    }
+pub(crate) extern "C" fn unseen_ns(since_jiffies: u64) -> u64 {
     let jiffies = maps::jiffies().wrapping_sub(since_jiffies).wrapping_add(1);
     jiffies.wrapping_mul(decay::PERIOD_NS.checked_div(load::TICK_JIFFIES.load()).unwrap_or(0))
 }

@@ -152,6 +152,7 @@ pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
     globals.push(("W_COUNTED", way(hierarchy.controller, types)?));
     globals.push(("CREATE_LOCKED", u32::from(types.storage_under_lock)));
     globals.push(("CPU_COUNT", facts.possible_cpus));
+    globals.push(("LOADS_ARE_ORDERED", u32::from(cfg!(target_arch = "x86_64"))));
     let below = globals_below(types);
     globals.extend(below.iter().flatten());
     let uptime = globals_uptime(facts, types);
