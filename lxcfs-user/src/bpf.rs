@@ -15,7 +15,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -173,6 +173,7 @@ pub struct Accounting {
     flush: OwnedFd,
     newest_pid: Option<OwnedFd>,
     idle: Option<OwnedFd>,
+    keeps_idle: AtomicBool,
     notifications: OwnedFd,
     /// Jiffy of the last flush: what a flush sees moves once per jiffy.
     flushed: AtomicU64,

@@ -1,4 +1,4 @@
-//! Idle time of a container, which the programs keep: so that it is the same here and in a file below FUSE.
+//! Idle time of a container, as the programs keep it where a file below FUSE says it too: so that both say the same.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -50,6 +50,17 @@ macro_rules! idle_word {
 }
 
 impl Accounting {
+    /// From now on idle time is the programs'. It costs a system call at each reading, which nobody has to pay where nobody else
+    /// says it.
+    pub fn keep_idle(&self) {
+        self.keeps_idle.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub fn keeps_idle(&self) -> bool {
+        self.keeps_idle.load(Ordering::Relaxed)
+    }
+
     /// Idle time of the container counted in `slot`. `None`: there is no program to ask, or the container is gone.
     #[must_use]
     pub fn idle(&self, slot: Slot, question: &IdleQuestion) -> Option<IdleAnswer> {

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use aya::maps::{Map, MapData, RingBuf, Stack};
@@ -150,6 +150,7 @@ impl Accounting {
             flush,
             newest_pid,
             idle,
+            keeps_idle: AtomicBool::new(false),
             notifications,
             flushed,
             upkeep,

@@ -170,6 +170,9 @@ impl Source for BpfMaps {
     }
 
     fn idle(&self, container: &Container, up_ns: u64, cpus: u32) -> Result<Option<IdleHistory>> {
+        if !self.accounting.keeps_idle() {
+            return Ok(None);
+        }
         let Some(slot) = self.slot(container)? else { return Ok(None) };
         let Some(init) = self.init(container) else { return Ok(None) };
         let before = self.before(container, slot, || self.counted(slot).unwrap_or_default())?;
