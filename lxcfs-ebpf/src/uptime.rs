@@ -63,15 +63,16 @@ pub(crate) extern "C" fn uptime(ctx: *const IterContext) -> i32 {
             return AGAIN;
         }
         let run_ns = kernel::load_u64(current, &kernel::O_SUM_EXEC_RUNTIME);
-        let Some(line) = container(reader, run_ns) else { return AGAIN };
+        let own = Own { cpu: maps::current_cpu(), task: current as u64, run_ns };
+        let Some(line) = container(reader, own) else { return AGAIN };
         print(IterContext::file(ctx), &line);
     }
     0
 }
 
-/// What a reader in a container is told, who has run for `run_ns`.
+/// What a reader in a container is told.
 #[inline(always)]
-fn container(reader: Reader, run_ns: u64) -> Option<Line> {
+fn container(reader: Reader, own: Own) -> Option<Line> {
     let ctrl = maps::enabled()?;
     let counted = Counted::at(reader.boundary(kernel::W_COUNTED.load()))?;
     let init = whose_init(reader.init(), counted.slot);
@@ -83,7 +84,7 @@ fn container(reader: Reader, run_ns: u64) -> Option<Line> {
     let earlier = unsafe { counted.earlier(ctrl, started_ns) }?;
     let cpus = cpus::shown(reader, counted.cgroup)?;
     let up_ns = maps::boottime_ns().wrapping_sub(started_ns - started_ns % TICK_NS);
-    let used_ns = used_ns(counted, run_ns)?.wrapping_add(earlier.used_ns);
+    let used_ns = used_ns(counted, own)?.wrapping_add(earlier.used_ns);
     let now = Now { init, started_ns, cpus, up_us: up_ns / 1_000, used_us: used_ns / 1_000 };
     let before = Before { left_us: 0, shown_us: 0, up_us: 0, used_us: 0 };
     let idle_us = advance(counted.slot, &now, &before)?;
@@ -108,8 +109,9 @@ pub(crate) extern "C" fn idle(ctx: *mut c_void) -> i32 {
     let leaf = kernel::cgroup_of(follow(init, &kernel::O_CGROUPS));
     let counted = Counted { cgroup: with_id(leaf, id), id, slot: slot as u32 };
     let up_ns = maps::boottime_ns().wrapping_sub(started_ns - started_ns % TICK_NS);
-    // Who asks is not in it.
-    let Some(used_ns) = used_ns(counted, 0) else { return 0 };
+    // Who asks is not in the container.
+    let own = Own { cpu: maps::current_cpu(), task: 0, run_ns: 0 };
+    let Some(used_ns) = used_ns(counted, own) else { return 0 };
     let used_us = used_ns.wrapping_add(earlier_ns) / 1_000;
     let now = Now { init, started_ns, cpus, up_us: up_ns / 1_000, used_us };
     i32::from(counted.is_current() && advance(counted.slot, &now, &before).is_some())
@@ -155,12 +157,9 @@ pub(crate) extern "C" fn with_id(leaf: u64, id: u64) -> u64 {
 
 /// CPU time used since the programs count: what is charged, and what runs now has gained since, as far as the kernel itself knows
 /// (to one tick). What runs is asked first: what is charged meanwhile counts twice, which only holds idle time up for a moment.
-///
-/// Who reads has run for `readers_ns`; 0: is not in the container.
 #[inline(always)]
-fn used_ns(counted: Counted, readers_ns: u64) -> Option<u64> {
-    let readers_cpu = u64::from(maps::current_cpu());
-    let mut running = Running { cgroup: counted.cgroup, readers_cpu, readers_ns, run_ns: zero() };
+fn used_ns(counted: Counted, own: Own) -> Option<u64> {
+    let mut running = Running { cgroup: counted.cgroup, own, run_ns: zero() };
     // SAFETY: the function has the type of a callback, and what it adds to outlives the call.
     unsafe {
         bpf_loop(
@@ -175,11 +174,21 @@ fn used_ns(counted: Counted, readers_ns: u64) -> Option<u64> {
     Some(charged_ns.wrapping_add(running.run_ns))
 }
 
+/// Who reads, and where.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Own {
+    cpu: u32,
+    /// The address of the task; 0: it is not in the container.
+    task: u64,
+    /// For how long it has run.
+    run_ns: u64,
+}
+
 #[repr(C)]
 struct Running {
     cgroup: u64,
-    readers_cpu: u64,
-    readers_ns: u64,
+    own: Own,
     run_ns: u64,
 }
 
@@ -195,8 +204,12 @@ extern "C" fn add_running(cpu: u64, running: *mut Running) -> i64 {
         atomic::barrier();
         let charged_ns = ptr::read_volatile(&raw const (*place).charged_ns);
         let since = ptr::read_volatile(&raw const (*place).since_jiffies);
-        let run_ns = if cpu == (*running).readers_cpu {
-            gained((*running).readers_ns, charged_ns)
+        let run_ns = if cpu == u64::from((*running).own.cpu) {
+            let own = (*running).own;
+            if own.task == 0 {
+                return 0;
+            }
+            if own.task == task { gained(own.run_ns, charged_ns) } else { unseen_ns(since) }
         } else if follow_field(task, &kernel::F_ON_CPU) == 0 {
             unseen_ns(since)
         } else {
