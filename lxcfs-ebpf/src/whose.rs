@@ -155,7 +155,9 @@ pub(crate) unsafe fn pid_namespace(task: *const task_struct) -> (u64, u32) {
         let at = task.cast::<u8>().add(kernel::O_THREAD_PID.load() as usize);
         let pid = at.cast::<*const u8>().read_volatile();
         let level = pid.add(kernel::O_PID_LEVEL.load() as usize).cast::<u32>().read_volatile();
-        let numbers = pid as u64 + u64::from(kernel::O_PID_NUMBERS.load());
+        // As a number: before 6.2 nothing that is not known may be added to the pointer.
+        let pid = kernel::address(task, &kernel::O_THREAD_PID);
+        let numbers = pid + u64::from(kernel::O_PID_NUMBERS.load());
         let number = numbers + u64::from(level) * (namespace + length);
         (kernel::copy(number + namespace), level)
     }
