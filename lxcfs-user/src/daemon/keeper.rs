@@ -142,15 +142,18 @@ impl Keeper<'_> {
         loop {
             let due = self.due.unwrap_or_else(|| Instant::now() + PATIENCE);
             let ended = process::ended(self.running.as_mut().map(|running| &mut running.process));
+            // In this order: a signal that came before signals were held would be lost to the program we become, and what a daemon
+            // said before it ended comes before its end.
             let next = tokio::select! {
+                biased;
                 _ = signals.terminate.recv() => self.end(),
                 _ = signals.interrupt.recv() => self.end(),
                 _ = signals.hang_up.recv() => self.end(),
                 _ = signals.reload.recv() => { self.signal(Signal::USR1); None }
                 _ = signals.toggle.recv() => { self.signal(Signal::USR2); None }
+                message = self.messages.receive() => { self.take(message)?; None }
                 _ = children.recv() => { self.reap(); None }
                 () = ended => { self.reap(); self.ended()? }
-                message = self.messages.receive() => { self.take(message)?; None }
                 () = watchdog.beat() => None,
                 () = tokio::time::sleep_until(self.renews_at.unwrap_or(due)), if self.renews_at.is_some() => {
                     self.renew();

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::oneshot;
@@ -27,17 +28,19 @@ impl Process {
         let (sender, ended) = oneshot::channel();
         let watched = Arc::clone(&handle);
         let wait = move || {
-            // They are for the event loop, which may hold them for a moment.
-            let _ = nix::sys::signal::SigSet::all().thread_block();
             let mut fds = [PollFd::new(&*watched, PollFlags::IN)];
             while poll(&mut fds, None) == Err(Errno::INTR) {}
             // Nobody asks any more when we are ending, too.
             let _ = sender.send(());
         };
-        std::thread::Builder::new()
-            .name("watch".to_owned())
-            .spawn(wait)
-            .map_err(|error| Error::std("start", "thread watch", &error))?;
+        // The thread begins with what its maker blocks: signals are for the event loop, which may hold them for a moment.
+        let ours = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(wait);
+        if let Ok(ours) = ours {
+            // It was in place a moment ago.
+            let _ = ours.thread_set_mask();
+        }
+        thread.map_err(|error| Error::std("start", "thread watch", &error))?;
         Ok(Self { pid, handle, ended })
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::renew;
 use crate::cli::Serve;
 use crate::daemon::attend::Signals;
 use crate::daemon::control::{self, Upgrade};
@@ -49,6 +50,8 @@ impl Host<'_> {
     /// Serves until told to end, or until a daemon does. `prepare` makes a daemon one of this keeper's.
     pub(super) async fn serve(&self, prepare: impl Fn(&mut Command)) -> Result<Outcome> {
         let mut signals = Signals::new()?;
+        // The threads that are made here outlive us, and would take signals while the keeper holds them to become another program.
+        renew::hold_signals();
         let device = self.held(DEVICE)?;
         let journal = Journal::open(self.held(JOURNAL)?)?;
         let mount = Mount::existing(resolve(self.mount_point));
@@ -65,6 +68,7 @@ impl Host<'_> {
         warn();
         let (mut ended, exit) = started::run(session, mount.point())?;
         let mut watchdog = Watchdog::start(Arc::clone(&parts.workers), Store::None)?;
+        renew::listen_again();
         let socket = control::socket_path(&self.arguments.runtime_dir, mount.point());
         let mut upgrades = self.listen(&parts, &socket, mount.point());
         let mut reminder = tokio::time::interval_at(Instant::now() + REMINDER, REMINDER);
