@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bpf::FILES_BELOW;
 use crate::model::cpus::CpuView;
 use crate::model::file::Path;
 
@@ -243,9 +244,6 @@ pub enum Supplier {
 pub struct KernelFiles(Vec<&'static str>);
 
 impl KernelFiles {
-    /// Those that it can serve.
-    pub const ALL: [&str; 2] = ["loadavg", "uptime"];
-
     /// Whether `file` is one of them.
     #[must_use]
     pub fn has(&self, file: &str) -> bool {
@@ -263,8 +261,9 @@ impl std::str::FromStr for KernelFiles {
         let mut files = Self::default();
         for name in text.split(',') {
             let name = name.trim_start_matches('/').trim_start_matches("proc/");
-            let known = Self::ALL.into_iter().find(|known| *known == name);
-            let unknown = || format!("`{name}` is not one of auto, off, {}", Self::ALL.join(", "));
+            let known = FILES_BELOW.into_iter().find(|known| *known == name);
+            let unknown =
+                || format!("`{name}` is not one of auto, off, {}", FILES_BELOW.join(", "));
             files.0.push(known.ok_or_else(unknown)?);
         }
         Ok(files)
@@ -329,7 +328,7 @@ mod tests {
         let files = |list| Cli::try_parse_from(["lxcfs", "--kernel-files", list, "/m"]);
         let wanted = |list| {
             let files = files(list).unwrap().serve.kernel_files;
-            KernelFiles::ALL.map(|name| files.has(name))
+            FILES_BELOW.map(|name| files.has(name))
         };
         assert_eq!(wanted("loadavg"), [true, false]);
         assert_eq!(wanted("/proc/loadavg,uptime"), [true, true]);

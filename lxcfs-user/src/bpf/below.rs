@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::kept::READERS;
+use super::kept::FILES_BELOW;
 use super::load::failed;
 use super::maps::ctrl_word;
 use super::support::TRACEPOINTS;
@@ -44,7 +44,7 @@ impl Accounting {
     /// # Errors
     /// Why not.
     pub fn below(&self, file: &str) -> Result<(), &str> {
-        let of = READERS.iter().zip(&self.below).find(|(reader, _)| reader.name == file);
+        let of = FILES_BELOW.iter().zip(&self.below).find(|(name, _)| **name == file);
         of.map_or(Err("there is no program for it"), |(_, below)| {
             below.as_ref().copied().map_err(String::as_str)
         })

@@ -16,30 +16,22 @@ pub struct IdleQuestion {
     pub cpus: u32,
     /// CPU time it used before the programs.
     pub earlier_ns: u64,
-    /// What was shown before; all zero where nothing was.
-    pub before: IdleBefore,
+    /// How long it has been up.
+    pub up_us: u64,
+    /// What was shown before, with programs or of a cgroup before these; all zero where nothing was.
+    pub before: IdleState,
 }
 
-/// What was shown of a container's idle time, with programs or of a cgroup before these.
+/// Idle time of a container when it was shown.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct IdleBefore {
-    /// Idle time, as it would be if it might fall.
+pub struct IdleState {
+    /// As it would be if it might fall.
     pub left_us: i64,
     /// The most that was shown.
     pub shown_us: u64,
     /// When, and what was used by then.
     pub up_us: u64,
-    pub used_us: u64,
-}
-
-/// Idle time of a container now.
-#[derive(Debug, Clone, Copy)]
-pub struct IdleAnswer {
-    /// To be shown: never less than before.
-    pub shown_us: u64,
-    /// As it would be if it might fall.
-    pub left_us: i64,
-    /// CPU time used by then.
+    /// See `up_us`.
     pub used_us: u64,
 }
 
@@ -61,10 +53,10 @@ impl Accounting {
         self.keeps_idle.load(Ordering::Relaxed)
     }
 
-    /// Idle time of the container counted in `slot`. `None`: there is no program to ask, or the container is gone.
+    /// Idle time of the container counted in `slot` now. `None`: there is no program to ask, or the container is gone.
     #[must_use]
-    pub fn idle(&self, slot: Slot, question: &IdleQuestion) -> Option<IdleAnswer> {
-        let IdleQuestion { init, cpus, earlier_ns, before } = *question;
+    pub fn idle(&self, slot: Slot, question: &IdleQuestion) -> Option<IdleState> {
+        let IdleQuestion { init, cpus, earlier_ns, up_us, before } = *question;
         let arguments = [
             slot.index.into(),
             slot.cgroup_id,
@@ -78,7 +70,8 @@ impl Accounting {
             before.used_us,
         ];
         let answered = sys::test_run(self.idle.as_ref()?.as_fd(), &arguments, None);
-        answered.is_ok_and(|answered| answered == 1).then(|| IdleAnswer {
+        answered.is_ok_and(|answered| answered == 1).then(|| IdleState {
+            up_us,
             shown_us: idle_word!(self.maps, slot.index, shown_us),
             left_us: idle_word!(self.maps, slot.index, left_us).cast_signed(),
             used_us: idle_word!(self.maps, slot.index, used_us),

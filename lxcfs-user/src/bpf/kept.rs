@@ -57,6 +57,12 @@ pub(super) const READERS: [Reader; 2] = [
     Reader { name: "uptime", iterators: &[("uptime", "bpf_map_elem")], on_demand: IDLE },
 ];
 
+/// Their names.
+pub const FILES_BELOW: [&str; READERS.len()] = {
+    let [one, other] = READERS;
+    [one.name, other.name]
+};
+
 /// For each of [`READERS`], whether there can be such a file, and if not, why.
 pub(crate) type Below = [Result<(), String>; READERS.len()];
 

@@ -137,6 +137,8 @@ pub(super) fn maintain(accounting: Arc<Accounting>, rooms: Rooms) -> Result<()> 
             std::thread::sleep(TOGETHER);
             let unknown = accounting.counters().unknown;
             if std::mem::replace(&mut asked, unknown) != unknown {
+                // A container may have been given the file by a daemon that was told to make it, as we are not.
+                accounting.keep_idle();
                 rooms.look_for_unknown();
             }
             loop {

@@ -16,8 +16,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::accounting::Counting;
 use super::mount::kind;
 use super::{Rooms, control, policy};
-use crate::bpf::{Symbols, Unavailable, view};
-use crate::cli::{KernelFiles, Serve};
+use crate::bpf::{Accounting, FILES_BELOW, Symbols, Unavailable, view};
+use crate::cli::Serve;
 use crate::error::{Errno, Error, Result};
 use crate::files::{self, Reader, View};
 use crate::model::cpus::CpuView;
@@ -38,7 +38,7 @@ const UNTOLD: &str = "/proc/kallsyms does not tell where it is (CONFIG_KALLSYMS_
 /// What became of the wish for such files: for `lxcfs status`.
 #[derive(Debug)]
 pub struct Below {
-    wanted: KernelFiles,
+    files: Vec<&'static str>,
     outcome: OnceLock<Vec<Outcome>>,
 }
 
@@ -78,8 +78,7 @@ impl Below {
                 Err(why) => format!("this daemon, because: {why}"),
             }
         };
-        let wanted = KernelFiles::ALL.into_iter().filter(|file| below.wanted.has(file));
-        wanted.map(|file| (file, line(file))).collect()
+        below.files.iter().map(|&file| (file, line(file))).collect()
     }
 }
 
@@ -94,9 +93,8 @@ pub(super) fn arrange(
     rooms: &Rooms,
     mount_point: &Path,
 ) -> Result<Option<Arc<Below>>> {
-    let wanted = arguments.kernel_files.clone();
-    let (unwanted, files): (Vec<_>, Vec<_>) =
-        KernelFiles::ALL.into_iter().partition(|file| !wanted.has(file));
+    let is_wanted = |file: &&str| arguments.kernel_files.has(file);
+    let (files, unwanted): (Vec<_>, Vec<_>) = FILES_BELOW.into_iter().partition(is_wanted);
     for file in unwanted {
         if let Err(error) = uncover(mount_point, file) {
             tracing::warn!("{error}");
@@ -114,7 +112,7 @@ pub(super) fn arrange(
         directory: directory(&arguments.runtime_dir, mount_point),
         mount_point: mount_point.to_owned(),
     };
-    making.start(wanted).map(Some)
+    making.start().map(Some)
 }
 
 /// What is needed to make the files.
@@ -133,8 +131,8 @@ impl Making {
     ///
     /// # Errors
     /// No thread can be made.
-    fn start(self, wanted: KernelFiles) -> Result<Arc<Below>> {
-        let below = Arc::new(Below { wanted, outcome: OnceLock::new() });
+    fn start(self) -> Result<Arc<Below>> {
+        let below = Arc::new(Below { files: self.files.clone(), outcome: OnceLock::new() });
         let ours = Arc::clone(&below);
         let make = move || {
             let outcome = self.make();
@@ -176,12 +174,7 @@ impl Making {
     /// Makes `files` in our directory. Returns whether readers on the host can be shown its load average.
     fn make_all(&self, files: impl Iterator<Item = &'static str> + Clone) -> Result<bool> {
         let Ok(Counting { programs, .. }) = &self.counting else { return Ok(false) };
-        let kallsyms = fs::File::open("/proc/kallsyms").map(BufReader::new);
-        let lines = kallsyms.into_iter().flat_map(|lines| lines.lines().map_while(Result::ok));
-        let symbols = Symbols::parse(lines);
-        if let Some(symbols) = symbols {
-            programs.tell_symbols(symbols);
-        }
+        let is_told = files.clone().any(|file| file == "loadavg") && tell_symbols(programs);
         programs.tell_view(match self.view {
             CpuView::Cpuset => view::CPUSET,
             CpuView::Quota => view::QUOTA,
@@ -193,14 +186,14 @@ impl Making {
         let is_there = |file: &&str| programs.is_below(file, &self.directory);
         // Whoever made them has looked back, for the same programs.
         if files.clone().all(|file| is_there(&file)) {
-            return Ok(symbols.is_some());
+            return Ok(is_told);
         }
         self.rooms.look_back()?;
         let failed = |error: Unavailable| {
             Error::because("make files in", &self.directory, Errno::IO, error.to_string())
         };
-        if !KernelFiles::ALL.iter().any(is_there) {
-            for file in KernelFiles::ALL {
+        if !FILES_BELOW.iter().any(is_there) {
+            for file in FILES_BELOW {
                 uncover(&self.mount_point, file)?;
             }
             detach(&self.directory)?;
@@ -210,8 +203,19 @@ impl Making {
         for file in files.filter(|file| !is_there(file)) {
             programs.pin_below(file, &self.directory).map_err(failed)?;
         }
-        Ok(symbols.is_some())
+        Ok(is_told)
     }
+}
+
+/// Tells the programs where the kernel keeps what readers on the host are shown, if it says.
+fn tell_symbols(programs: &Accounting) -> bool {
+    let kallsyms = fs::File::open("/proc/kallsyms").map(BufReader::new);
+    let lines = kallsyms.into_iter().flat_map(|lines| lines.lines().map_while(Result::ok));
+    let symbols = Symbols::parse(lines);
+    if let Some(symbols) = symbols {
+        programs.tell_symbols(symbols);
+    }
+    symbols.is_some()
 }
 
 impl Rooms {
@@ -223,6 +227,9 @@ impl Rooms {
             // It may have ended; and one without a cgroup of its own has nothing of its own to tell.
             if let Err(error) = maps.look_back(&container) {
                 tracing::debug!("look back: {error}");
+            }
+            if !maps.keeps_idle() {
+                continue;
             }
             // Idle time is told by whoever makes the page. Not as a reader: its init may be outside of it, if it has none of its own.
             let (source, machine, policy) = self.road.parts();

@@ -11,7 +11,7 @@ use super::cgroup::CgroupFiles;
 use super::host::{Host, clock_ns};
 use super::{Cpu, Load, Machine, Source};
 use crate::bpf::{
-    Accounting, CpuSample, Earlier, IdleBefore, IdleQuestion, LoadSample, Process, Slot,
+    Accounting, CpuSample, Earlier, IdleQuestion, IdleState, LoadSample, Process, Slot,
 };
 use crate::error::Result;
 use crate::model::container::{Before, Container, LoadHistory, Tasks};
@@ -98,6 +98,12 @@ impl BpfMaps {
         }
     }
 
+    /// Whether idle time is the programs'.
+    #[must_use]
+    pub fn keeps_idle(&self) -> bool {
+        self.accounting.keeps_idle()
+    }
+
     /// Finds out what an older container was before, and tells the kernel's side.
     ///
     /// # Errors
@@ -170,28 +176,19 @@ impl Source for BpfMaps {
     }
 
     fn idle(&self, container: &Container, up_ns: u64, cpus: u32) -> Result<Option<IdleHistory>> {
-        if !self.accounting.keeps_idle() {
+        if !self.keeps_idle() {
             return Ok(None);
         }
         let Some(slot) = self.slot(container)? else { return Ok(None) };
         let Some(init) = self.init(container) else { return Ok(None) };
         let before = self.before(container, slot, || self.counted(slot).unwrap_or_default())?;
         let earlier_ns = sum(&before.per_cpu).used_ns();
-        let shown = *lock(&container.history.idle);
-        let before = IdleBefore {
-            left_us: (shown.idle_ns / 1_000).cast_signed() - (shown.debt_ns / 1_000).cast_signed(),
-            shown_us: shown.idle_ns / 1_000,
-            up_us: shown.up_ns / 1_000,
-            used_us: shown.used_ns / 1_000,
-        };
-        let question = IdleQuestion { init, cpus, earlier_ns, before };
-        Ok(self.accounting.idle(slot, &question).map(|idle| IdleHistory {
-            up_ns,
-            used_ns: idle.used_us.saturating_mul(1_000),
-            idle_ns: idle.shown_us.saturating_mul(1_000),
-            debt_ns: (idle.shown_us.cast_signed().saturating_sub(idle.left_us).max(0) * 1_000)
-                .cast_unsigned(),
-        }))
+        let before = idle_state(*lock(&container.history.idle));
+        let question = IdleQuestion { init, cpus, earlier_ns, up_us: up_ns / 1_000, before };
+        Ok(self
+            .accounting
+            .idle(slot, &question)
+            .map(|idle| IdleHistory { up_ns, ..idle_history(idle) }))
     }
 
     fn load(&self, container: &Container) -> Result<Option<Load>> {
@@ -215,6 +212,29 @@ impl Source for BpfMaps {
             used_ns: None,
         });
         Ok(Some(load))
+    }
+}
+
+/// What was shown, as the programs know it.
+fn idle_state(shown: IdleHistory) -> IdleState {
+    let us = |ns: u64| ns / 1_000;
+    IdleState {
+        left_us: us(shown.idle_ns).cast_signed() - us(shown.debt_ns).cast_signed(),
+        shown_us: us(shown.idle_ns),
+        up_us: us(shown.up_ns),
+        used_us: us(shown.used_ns),
+    }
+}
+
+/// And back.
+fn idle_history(state: IdleState) -> IdleHistory {
+    let ns = |us: u64| us.saturating_mul(1_000);
+    let debt_us = state.shown_us.cast_signed().saturating_sub(state.left_us).max(0);
+    IdleHistory {
+        up_ns: ns(state.up_us),
+        used_ns: ns(state.used_us),
+        idle_ns: ns(state.shown_us),
+        debt_ns: ns(debt_us.cast_unsigned()),
     }
 }
 
@@ -276,6 +296,14 @@ mod tests {
         assert_eq!((split.iowait_ns, split.steal_ns), (7, 9));
         let untouched = times(CpuSample { run_ns: 5, ..CpuSample::default() });
         assert_eq!(untouched.user_ns, 5, "no tick has hit yet");
+    }
+
+    #[test]
+    fn idle_time_is_the_same_on_both_sides() {
+        for (idle_ns, debt_ns) in [(5_000_000, 0), (5_000_000, 7_000_000), (0, 0)] {
+            let shown = IdleHistory { up_ns: 9_000_000, used_ns: 4_000, idle_ns, debt_ns };
+            assert_eq!(idle_history(idle_state(shown)), shown);
+        }
     }
 
     #[test]
