@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{OPTIONS, below, give, number, pins, served_by};
+use super::{OPTIONS, below, give, loaded, number, pins, served_by};
 
 /// By the shell itself: no process is made for it, which would be the newest.
 const READ: &str = "read line < /proc/loadavg && echo \"$line\"";
@@ -106,21 +106,8 @@ fn readers_of_every_kind() -> Result<()> {
     everybody_may_read_it(&daemon).context("an ordinary user")
 }
 
-/// Containers of several leaves with tasks that run, wait in the kernel and sleep; `cargo xtask soak` has more of them.
 fn under_load_it_says_the_same_in_every_container(daemon: &Daemon) -> Result<()> {
-    let mut containers = Vec::new();
-    for nth in 0..number("LXCFS_TEST_BELOW_CONTAINERS", 3) {
-        let cgroup = Cgroup::new("below-load")?;
-        let leaves = [cgroup.leaf("one")?, cgroup.leaf("two")?];
-        let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
-        shell.enter(&leaves[0])?;
-        let kind = if nth % 10 == 0 { "nice" } else { "vfork" };
-        let burdens = [
-            Burden::start(kind, 1 + nth % 3, &leaves[1]),
-            Burden::start("sleep", 1 + nth % 5, &leaves[0]),
-        ];
-        containers.push((shell, burdens, leaves, cgroup));
-    }
+    let mut containers = loaded(daemon)?;
     let mut left = number("LXCFS_TEST_BELOW_READINGS", 30);
     while left > 0 {
         for (shell, ..) in &mut containers {

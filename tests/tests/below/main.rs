@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use lxcfs_tests::burden::Burden;
+use lxcfs_tests::cgroup::Cgroup;
+use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
 use nix::sched::CloneFlags;
 use rustix::fs::CWD;
@@ -51,6 +54,26 @@ fn give(point: &Path, file: &str, init: u32) -> Result<()> {
             .context("bind in the container")
     };
     std::thread::spawn(enter).join().expect("it returns what fails")
+}
+
+/// A container, its burdens, its leaves, and its cgroup: they go in this order.
+type Loaded = (Running, [Burden; 2], [Cgroup; 2], Cgroup);
+
+/// Containers of several leaves with tasks that run, wait in the kernel and sleep; `cargo xtask soak` has more of them.
+fn loaded(daemon: &Daemon) -> Result<Vec<Loaded>> {
+    let load = |nth| -> Result<Loaded> {
+        let cgroup = Cgroup::new("below-load")?;
+        let leaves = [cgroup.leaf("one")?, cgroup.leaf("two")?];
+        let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
+        shell.enter(&leaves[0])?;
+        let kind = if nth % 10 == 0 { "nice" } else { "vfork" };
+        let burdens = [
+            Burden::start(kind, 1 + nth % 3, &leaves[1]),
+            Burden::start("sleep", 1 + nth % 5, &leaves[0]),
+        ];
+        Ok((shell, burdens, leaves, cgroup))
+    };
+    (0..number("LXCFS_TEST_BELOW_CONTAINERS", 3)).map(load).collect()
 }
 
 /// A number that `cargo xtask soak` sets.

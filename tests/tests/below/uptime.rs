@@ -12,7 +12,7 @@ use lxcfs_tests::container::{Container, Running};
 use lxcfs_tests::mount::Daemon;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{below, give, number, served_by};
+use super::{below, give, loaded, number, served_by};
 
 /// By the shell itself: it goes on using what it used for as long as the reading takes.
 const READ: &str = "read line < /proc/uptime && echo \"$line\"";
@@ -154,19 +154,9 @@ fn readers_of_every_kind() -> Result<()> {
     a_reader_on_the_host_is_not_told(&daemon).context("on the host")
 }
 
-/// Containers of several leaves with tasks that run and sleep; `cargo xtask soak` has more of them.
 fn under_load_it_says_the_same_in_every_container(daemon: &Daemon) -> Result<()> {
     let uncovered = Uncovered::of(daemon)?;
-    let mut containers = Vec::new();
-    for nth in 0..number("LXCFS_TEST_BELOW_CONTAINERS", 3) {
-        let cgroup = Cgroup::new("uptime-load")?;
-        let leaves = [cgroup.leaf("one")?, cgroup.leaf("two")?];
-        let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
-        shell.enter(&leaves[0])?;
-        let kind = if nth % 10 == 0 { "nice" } else { "sleep" };
-        let burden = Burden::start(kind, 1 + nth % 3, &leaves[1]);
-        containers.push((shell, burden, leaves, cgroup));
-    }
+    let mut containers = loaded(daemon)?;
     let (mut left, mut same) = (number("LXCFS_TEST_BELOW_READINGS", 100), 0);
     while left > 0 {
         for (shell, ..) in &mut containers {
