@@ -42,8 +42,6 @@ pub struct Ctrl {
     pub enabled: u32,
     /// Raised before a slot is reused: cached css_set -> slot pairs of older generations are void.
     pub generation: u32,
-    /// Odd while the daemon folds a removed cgroup into its parent.
-    pub fold_sequence: u64,
     /// When everything that was there before was counted, CLOCK_BOOTTIME and CLOCK_MONOTONIC. Written by the daemon once.
     pub loaded_boottime_ns: u64,
     pub loaded_monotonic_ns: u64,
@@ -86,12 +84,12 @@ pub struct Ctrl {
     pub removals: u64,
     /// Readers of a file below FUSE who were not told because the daemon had not said what only it can know.
     pub unknown: u64,
-    pub padding: [u64; 7],
+    pub padding: [u64; 8],
 }
 
 /// One cgroup. Slots form a tree, so a subtree is summed without touching the filesystem.
 ///
-/// Written by the programs when taken; `cgroup_id` becomes 0 when the daemon gives it back.
+/// Written by the programs when taken; all but `folds` becomes 0 when the daemon gives it back.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
@@ -107,7 +105,10 @@ pub struct Slot {
     /// Pushed to by the programs (compare and swap), unlinked from by the daemon only.
     pub first_child: u32,
     pub next_sibling: u32,
-    pub padding: [u32; 5],
+    /// Changes when a removed cgroup in the subtree of this one is folded into its parent, and when its slot is given back; odd while
+    /// a program moves numbers. Who sums the subtree compares it.
+    pub folds: u32,
+    pub padding: [u32; 4],
 }
 
 /// Counts and times of one (slot, CPU). Index: `slot * (cpus + EXTRA_RECORDS) + cpu`.
@@ -115,7 +116,7 @@ pub struct Slot {
 /// A CPU's record is written by that CPU alone with interrupts off, except `nr_iowait` and
 /// `iowait`, which follow the CPU on which a task blocked and are guarded by the slot's lock.
 /// Record `cpus` is shared (guarded by the lock too); record `cpus + 1` is the residual of removed
-/// children and is written by the daemon alone.
+/// children and is written by the program `fold` alone, which the daemon runs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Record {

@@ -147,6 +147,24 @@ unsafe fn catch_up(record: *mut Record, now: u64) {
     }
 }
 
+/// Moves the averages of a removed group's record into `residual`, its parent's, where they decay.
+///
+/// # Safety
+/// Both are map values that nobody else writes now.
+#[inline(always)]
+pub(crate) unsafe fn move_averages(record: *mut Record, residual: *mut Record) {
+    let now = maps::jiffies();
+    // SAFETY: by contract.
+    unsafe {
+        catch_up(record, now);
+        catch_up(residual, now);
+        for nth in 0..3 {
+            (*residual).average[nth] += (*record).average[nth];
+            (*record).average[nth] = 0;
+        }
+    }
+}
+
 // For readers, who change nothing. Functions of their own, of numbers alone: the verifier follows them once, and not each choice
 // in them together with each that comes behind.
 

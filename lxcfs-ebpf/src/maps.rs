@@ -23,7 +23,7 @@ static CTRL: Array<Ctrl, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static SLOTS: Array<Slot, 1, MMAPABLE> = Array::new();
 
-/// Written by `load` and `cpu`, read by user space; cleared and folded by the daemon.
+/// Written by `load`, `cpu` and `control`, read by user space; cleared by the daemon.
 #[btf_map]
 static RECORDS: Array<Record, 1, MMAPABLE> = Array::new();
 
@@ -115,11 +115,11 @@ pub(crate) fn enabled() -> Option<*mut Ctrl> {
     (open != 0).then_some(ctrl)
 }
 
-/// See `Ctrl::fold_sequence`.
+/// See `Slot::folds`.
 #[inline(always)]
-pub(crate) fn fold_sequence() -> u64 {
+pub(crate) fn folds(index: u32) -> u64 {
     // SAFETY: a map value, whose word is read whole.
-    ctrl().map_or(0, |ctrl| unsafe { ptr::read_volatile(&raw const (*ctrl).fold_sequence) })
+    slot(index).map_or(0, |slot| u64::from(unsafe { ptr::read_volatile(&raw const (*slot).folds) }))
 }
 
 /// 0, which the verifier does not know.

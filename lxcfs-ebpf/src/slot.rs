@@ -82,7 +82,8 @@ pub(crate) extern "C" fn claim(id: u64) -> u64 {
     let created_ns = maps::monotonic_ns();
     // SAFETY: a map value that nobody else has: it came from the free stack.
     unsafe {
-        *slot = Slot { cgroup_id: id, created_ns, ..EMPTY };
+        let folds = ptr::read_volatile(&raw const (*slot).folds);
+        *slot = Slot { cgroup_id: id, created_ns, folds, ..EMPTY };
     }
     if maps::SLOT_OF.insert(id, index, u64::from(BPF_NOEXIST)).is_ok() {
         maps::count!(allocations);
@@ -104,7 +105,8 @@ const EMPTY: Slot = Slot {
     parent: 0,
     first_child: 0,
     next_sibling: 0,
-    padding: [0; 5],
+    folds: 0,
+    padding: [0; 4],
 };
 
 /// Puts `child` at the head of `parent`'s list.

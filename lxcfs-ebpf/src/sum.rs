@@ -12,20 +12,15 @@ use lxcfs_abi::{EXTRA_RECORDS, Record, decay};
 use crate::maps::zero;
 use crate::{atomic, load, maps};
 
-/// As many steps as the kernel allows: records of some thousand cgroups on hundreds of CPUs.
+/// As many steps as the kernel allows: records of some thousand cgroups on hundreds of CPUs; and all the time there is to wait for
+/// who changes one. Those cannot be interrupted, but their CPU may be a virtual one that stands still for a while.
 const MOST_STEPS: u32 = 1 << 23;
 
 /// Records of which only a time is wanted are added together.
 const AT_ONCE: u32 = 8;
 
-/// Looks at a record that its writer overtook. It has interrupts off, so one suffices mostly; who starves takes what it has.
-const ATTEMPTS: u64 = 16;
-
 /// Numbers that are counted stay below this: of one that grows with every step the verifier would see no end.
 const MASK: u64 = 0xffff;
-
-/// Walks during which records were moved into each other, or a slot was given back.
-const WALKS: u64 = 64;
 
 /// What is summed.
 trait Sum: Sized {
@@ -63,14 +58,11 @@ struct Walk<S> {
     climbs: u64,
     /// The sequence of the slot's shared record when its first one was read.
     sequence: u64,
-    /// Of a record.
-    attempts: u64,
     /// Where the reader counts, and whether that was passed.
     own: u64,
     own_seen: u64,
-    /// `Ctrl::fold_sequence` when the walk began.
-    fold: u64,
-    walks_left: u64,
+    /// `Slot::folds` of the root when the walk began.
+    folds: u64,
     is_whole: u64,
 }
 
@@ -98,11 +90,9 @@ fn walk<S: Sum>(root: u32, jiffies: u64, own: u32) -> Option<Walk<S>> {
         nth: zero(),
         climbs: zero(),
         sequence: zero(),
-        attempts: zero(),
         own,
         own_seen: zero(),
-        fold: maps::fold_sequence(),
-        walks_left: zero().wrapping_add(WALKS),
+        folds: maps::folds(root as u32),
         is_whole: 0,
     };
     atomic::barrier();
@@ -139,7 +129,6 @@ fn leave<S: Sum>(walk: &mut Walk<S>) -> i64 {
         return again(walk);
     }
     walk.nth = zero();
-    walk.attempts = zero();
     if walk.at == walk.own {
         walk.own_seen = zero() | 1;
     }
@@ -157,8 +146,8 @@ fn leave<S: Sum>(walk: &mut Walk<S>) -> i64 {
 fn climb<S: Sum>(walk: &mut Walk<S>) -> i64 {
     if walk.at == walk.root {
         atomic::barrier();
-        let fold = maps::fold_sequence();
-        if fold != walk.fold || fold & 1 != 0 {
+        let folds = maps::folds(walk.root as u32);
+        if folds != walk.folds || folds & 1 != 0 {
             return again(walk);
         }
         walk.is_whole = 1;
@@ -188,19 +177,10 @@ fn again<S: Sum>(walk: &mut Walk<S>) -> i64 {
     walk.at = walk.root.wrapping_add(zero());
     walk.nth = zero();
     walk.climbs = zero();
-    walk.attempts = zero();
     walk.own_seen = zero();
-    walk.fold = maps::fold_sequence();
-    walk.walks_left = walk.walks_left.wrapping_sub(1) & MASK;
+    walk.folds = maps::folds(walk.root as u32);
     atomic::barrier();
-    i64::from(walk.walks_left == 0)
-}
-
-/// A function of its own, or the verifier would know more of the number behind it.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn may_retry(attempts: u64) -> u64 {
-    u64::from(attempts < ATTEMPTS)
+    0
 }
 
 #[inline(always)]
@@ -227,8 +207,6 @@ impl Sum for Load {
         let Some(record) = maps::record(index) else { return 1 };
         if Self::add_record(record, walk) {
             walk.nth = walk.nth.wrapping_add(1) & MASK;
-        } else {
-            walk.attempts = walk.attempts.wrapping_add(1) & MASK;
         }
         0
     }
@@ -249,10 +227,10 @@ impl Load {
             let threads = i64::from(ptr::read_volatile(&raw const (*record).nr_tasks));
             atomic::barrier();
             let after = ptr::read_volatile(&raw const (*record).sequence);
-            // What is rare is left to functions.
-            if (before != after || before & 1 != 0) && may_retry(walk.attempts) != 0 {
+            if before != after || before & 1 != 0 {
                 return false;
             }
+            // What is rare is left to functions.
             let (ticks, active) = (load::ticks_due(walk.jiffies, next), running + blocked);
             let ([mut a, mut b, mut c], [x, y, z]) = (average, walk.sum.average);
             if ticks != 0 && a | b | c | active != 0 {

@@ -21,8 +21,8 @@ use crate::{atomic, cpus, load, maps, sum};
 const TICK_NS: u64 = 10_000_000;
 const TICK_US: u64 = 10_000;
 
-/// Looks at what is remembered, while somebody else changes it.
-const ATTEMPTS: u32 = 4;
+/// Looks at what is remembered, while somebody else changes it, whose CPU may be a virtual one that stands still for a while.
+const ATTEMPTS: u32 = 1 << 20;
 
 /// What the file says, in hundredths of a second.
 struct Line {
@@ -31,6 +31,8 @@ struct Line {
 }
 
 /// What idle time follows from.
+#[derive(Clone, Copy)]
+#[repr(C)]
 struct Now {
     /// The container: its init, and when that started.
     init: u64,
@@ -41,6 +43,8 @@ struct Now {
 }
 
 /// What was shown by a daemon, with programs or of a cgroup before these. All zero: nothing.
+#[derive(Clone, Copy)]
+#[repr(C)]
 struct Before {
     /// Idle time, as it would be if it might fall.
     left_us: u64,
@@ -246,24 +250,45 @@ pub(crate) extern "C" fn gained(now: u64, before: u64) -> u64 {
 }
 
 /// Idle time of the container counted in `slot`, microseconds: what its CPUs had less what it used, and never less than was shown.
-/// `None`: somebody else is changing what is remembered.
+/// `None`: somebody else does not stop changing what is remembered.
 #[inline(never)]
 fn advance(slot: u32, now: &Now, before: &Before) -> Option<u64> {
-    let idle = maps::idle(slot)?;
-    for _ in 0..ATTEMPTS {
-        // SAFETY: a map value.
-        if let Some(more_us) = unsafe { remembered(idle, now, before) } {
-            let had_us = now.up_us.wrapping_mul(now.cpus).wrapping_add(more_us);
-            let left_us = had_us.wrapping_sub(now.used_us) as i64;
-            // SAFETY: as above; these two are for whoever has to go on without us.
-            return Some(unsafe {
-                ptr::write_volatile(&raw mut (*idle).used_us, now.used_us);
-                ptr::write_volatile(&raw mut (*idle).left_us, left_us);
-                most(idle, left_us)
-            });
-        }
+    let (now, before) = (*now, *before);
+    let mut advance = Advance { slot: u64::from(slot), now, before, idle_us: 0, is_done: 0 };
+    // SAFETY: the function has the type of a callback, and what it writes to outlives the call.
+    unsafe {
+        bpf_loop(ATTEMPTS, attempt as *mut c_void, ptr::from_mut(&mut advance).cast(), 0);
     }
-    None
+    (advance.is_done != 0).then_some(advance.idle_us)
+}
+
+#[repr(C)]
+struct Advance {
+    slot: u64,
+    now: Now,
+    before: Before,
+    idle_us: u64,
+    is_done: u64,
+}
+
+/// One attempt of [`advance`]; 1 ends it.
+extern "C" fn attempt(_nth: u64, advance: *mut Advance) -> i64 {
+    // SAFETY: what was handed to the helper, and nobody else's.
+    let advance = unsafe { &mut *advance };
+    let (now, before) = (&advance.now, &advance.before);
+    let Some(idle) = maps::idle(advance.slot as u32) else { return 1 };
+    // SAFETY: a map value; the last two words are for whoever has to go on without us.
+    unsafe {
+        let Some(more_us) = remembered(idle, now, before) else { return 0 };
+        let had_us = now.up_us.wrapping_mul(now.cpus).wrapping_add(more_us);
+        let left_us = had_us.wrapping_sub(now.used_us) as i64;
+        let Some(idle_us) = most(idle, left_us) else { return 0 };
+        ptr::write_volatile(&raw mut (*idle).used_us, now.used_us);
+        ptr::write_volatile(&raw mut (*idle).left_us, left_us);
+        advance.idle_us = idle_us;
+    }
+    advance.is_done = 1;
+    1
 }
 
 /// `Idle::more_us`, where `now` is a container that is remembered, with so many CPUs from now on.
@@ -314,24 +339,20 @@ fn more_than(now: &Now, before: &Before) -> u64 {
     before.left_us.wrapping_add(used_us).wrapping_sub(had_us)
 }
 
-/// The most that was shown, `left_us` with it.
+/// The most that was shown, `left_us` with it. `None`: somebody else has just shown something else.
 ///
 /// # Safety
 /// `idle` is a map value.
 #[inline(always)]
-unsafe fn most(idle: *mut Idle, left_us: i64) -> u64 {
-    let mut most = 0;
-    for _ in 0..ATTEMPTS {
-        // SAFETY: by contract.
-        unsafe {
-            let shown_us = ptr::read_volatile(&raw const (*idle).shown_us);
-            most = at_least(left_us, shown_us);
-            if most == shown_us || atomic::replace(&raw mut (*idle).shown_us, shown_us, most) {
-                break;
-            }
-        }
+unsafe fn most(idle: *mut Idle, left_us: i64) -> Option<u64> {
+    // SAFETY: by contract.
+    unsafe {
+        let shown_us = ptr::read_volatile(&raw const (*idle).shown_us);
+        let most = at_least(left_us, shown_us);
+        let is_most =
+            most == shown_us || atomic::replace(&raw mut (*idle).shown_us, shown_us, most);
+        is_most.then_some(most)
     }
-    most
 }
 
 /// A function of its own, so that its text is not on the stack while sums are made.

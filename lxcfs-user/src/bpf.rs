@@ -287,15 +287,14 @@ impl Accounting {
     /// Repeats a read during which a slot was given back.
     fn read_into<T: Clone>(&self, slot: Slot, empty: &T, read: impl Fn(&mut T)) -> Option<T> {
         loop {
-            let before = self.maps.fold_sequence().load(Ordering::SeqCst);
+            let before = self.maps.folds(slot.index);
             let id = slot_word!(self.maps, slot.index, cgroup_id).load(Ordering::SeqCst);
             if id != slot.cgroup_id {
                 return None;
             }
             let mut value = empty.clone();
             read(&mut value);
-            let after = self.maps.fold_sequence().load(Ordering::SeqCst);
-            if before.is_multiple_of(2) && before == after {
+            if before.is_multiple_of(2) && before == self.maps.folds(slot.index) {
                 return Some(value);
             }
             std::thread::yield_now();

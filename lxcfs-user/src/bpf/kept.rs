@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use aya::maps::{Map, MapData, RingBuf, Stack};
@@ -114,13 +114,7 @@ impl Accounting {
         let kept = Kept(kept);
         let without = |_| "the programs that count already were loaded without it".to_owned();
         let below = READERS.map(|reader| kept.get(reader.name).map(|_| ()).map_err(without));
-        let adopted = Self::of(kept, None, clock, below)?;
-        // The daemon may have been killed while it gave a slot back: the read that waits for the end would wait for ever.
-        let sequence = adopted.maps.fold_sequence();
-        if !sequence.load(Ordering::SeqCst).is_multiple_of(2) {
-            sequence.fetch_add(1, Ordering::SeqCst);
-        }
-        Ok(adopted)
+        Self::of(kept, None, clock, below)
     }
 
     pub(super) fn of(

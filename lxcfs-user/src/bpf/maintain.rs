@@ -6,16 +6,15 @@
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aya::maps::{MapData, Stack};
 use lxcfs_abi::word::span;
-use lxcfs_abi::{EXTRA_RECORDS, Record};
+use lxcfs_abi::{EXTRA_RECORDS, Record, Slot};
 
 use super::clock::{Clock, monotonic_ns};
 use super::maps::{Maps, slot_half, slot_word};
-use super::sample::catch_up;
 use super::support::Barrier;
 use super::sys;
 
@@ -67,7 +66,7 @@ impl Folder {
             for slot in left {
                 let childless = slot_half!(maps, slot, first_child).load(Ordering::Acquire) == 0;
                 if childless && at_rest(maps, slot, clock) {
-                    self.give_back(maps, slot, clock)?;
+                    self.give_back(maps, slot)?;
                     reaped.returned += 1;
                 } else {
                     still.push(slot);
@@ -82,44 +81,31 @@ impl Folder {
         Ok(reaped)
     }
 
-    fn give_back(&mut self, maps: &Maps, slot: u32, clock: &Clock) -> io::Result<()> {
+    fn give_back(&mut self, maps: &Maps, slot: u32) -> io::Result<()> {
         let parent = slot_half!(maps, slot, parent).load(Ordering::Acquire);
-        maps.fold_sequence().fetch_add(1, Ordering::SeqCst);
-        let folded = self.fold_into(maps, slot, parent, clock);
+        self.fold(maps, slot, parent)?;
         unlink(maps, slot, parent);
+        // Nobody finds the slot any more, and who is on the way through it is told before it is another group's.
+        disturb(maps, slot);
         clear(maps, slot);
-        maps.fold_sequence().fetch_add(1, Ordering::SeqCst);
-        folded?;
         self.free.push(slot, 0).map_err(io::Error::other)
     }
 
-    fn fold_into(&self, maps: &Maps, slot: u32, parent: u32, clock: &Clock) -> io::Result<()> {
-        let jiffies = clock.jiffies_at(monotonic_ns());
-        let residual = maps.record_index(parent, maps.cpu_count() + 1);
-        let mut sum = maps.load_record(residual);
-        catch_up(&mut sum, jiffies, clock);
+    /// Moves all numbers of `slot` to its parent, one record after the other, so that nobody ever waits for us: we may be kept from our
+    /// CPU, or killed.
+    fn fold(&self, maps: &Maps, slot: u32, parent: u32) -> io::Result<()> {
         for nth in 0..maps.cpu_count() + EXTRA_RECORDS {
             let index = maps.record_index(slot, nth);
-            let mut record = maps.load_record(index);
-            catch_up(&mut record, jiffies, clock);
-            for (to, from) in sum.average.iter_mut().zip(record.average) {
-                *to += from;
-            }
+            let arguments = [slot, parent, nth].map(u64::from);
             if nth < maps.cpu_count() && has_times(maps, index) {
-                let to = maps.record_index(parent, nth);
-                self.fold_times(index, to, nth)?;
+                // On the CPU itself, so that nobody else adds to its times meanwhile; one that is offline adds nothing, so that any
+                // will do.
+                let run = sys::test_run(self.fold.as_fd(), &arguments, Some(nth));
+                run.or_else(|_| sys::test_run(self.fold.as_fd(), &arguments, None))?;
+            } else if maps.load_record(index).average != [0; 3] {
+                sys::test_run(self.fold.as_fd(), &arguments, None)?;
             }
         }
-        store_averages(maps, residual, &sum);
-        Ok(())
-    }
-
-    /// On the CPU itself, so that nobody else adds to its times meanwhile; a CPU that is offline
-    /// adds nothing, so that any will do.
-    fn fold_times(&self, from: u32, to: u32, cpu: u32) -> io::Result<()> {
-        let arguments = [from.into(), to.into()];
-        sys::test_run(self.fold.as_fd(), &arguments, Some(cpu))
-            .or_else(|_| sys::test_run(self.fold.as_fd(), &arguments, None))?;
         Ok(())
     }
 }
@@ -183,7 +169,19 @@ fn unlink(maps: &Maps, slot: u32, parent: u32) {
     }
 }
 
-/// Leaves the slot as a fresh one.
+/// Has whoever sums a subtree with `slot` in it begin anew.
+fn disturb(maps: &Maps, slot: u32) {
+    let mut at = slot;
+    for _ in 0..maps.slots.len() {
+        slot_half!(maps, at, folds).fetch_add(2, Ordering::SeqCst);
+        at = slot_half!(maps, at, parent).load(Ordering::Acquire);
+        if at == 0 {
+            return;
+        }
+    }
+}
+
+/// Leaves the slot as a fresh one, but for what tells others that it is one.
 fn clear(maps: &Maps, slot: u32) {
     for nth in 0..maps.cpu_count() + EXTRA_RECORDS {
         let index = maps.record_index(slot, nth);
@@ -194,8 +192,9 @@ fn clear(maps: &Maps, slot: u32) {
     for offset in (0..size_of::<lxcfs_abi::Idle>()).step_by(8) {
         maps.idles.word(slot, offset).store(0, Ordering::Relaxed);
     }
-    for offset in (0..size_of::<lxcfs_abi::Slot>()).step_by(8) {
-        maps.slots.word(slot, offset).store(0, Ordering::Release);
+    let kept = offset_of!(Slot, folds);
+    for offset in (0..size_of::<Slot>()).step_by(4).filter(|offset| *offset != kept) {
+        maps.slots.half(slot, offset).store(0, Ordering::Release);
     }
 }
 
@@ -206,18 +205,6 @@ fn has_times(maps: &Maps, index: u32) -> bool {
     iowait != 0
         || word(offset_of!(Record, iowait_folded_ns)) != 0
         || times.step_by(8).any(|offset| word(offset) != 0)
-}
-
-/// Writes the residual record: nobody else does, and readers compare the fold sequence.
-fn store_averages(maps: &Maps, index: u32, record: &Record) {
-    let store = |offset, value: u64| {
-        let word: &AtomicU64 = maps.records.word(index, offset);
-        word.store(value, Ordering::Relaxed);
-    };
-    store(offset_of!(Record, next_tick_jiffies), record.next_tick_jiffies);
-    for (nth, average) in record.average.into_iter().enumerate() {
-        store(offset_of!(Record, average) + nth * size_of::<i64>(), average.cast_unsigned());
-    }
 }
 
 #[cfg(test)]
@@ -239,6 +226,18 @@ mod tests {
             let expected: Vec<_> = (1..=4).filter(|slot| *slot != gone).collect();
             assert_eq!(left, expected);
         }
+    }
+
+    #[test]
+    fn who_sums_a_slot_or_one_above_it_is_told() {
+        let maps = maps(8, 2);
+        for (child, parent) in [(2, 1), (3, 2), (4, 2), (5, 3)] {
+            link(&maps, child, parent);
+        }
+        disturb(&maps, 3);
+        clear(&maps, 3);
+        assert_eq!([1, 2, 3, 4, 5].map(|slot| maps.folds(slot)), [2, 2, 2, 0, 0]);
+        assert_eq!(slot_half!(maps, 3, parent).load(Ordering::SeqCst), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use lxcfs_abi::{Cpu, Ctrl, EXTRA_RECORDS, Idle, Record, Slot};
 
@@ -92,8 +92,9 @@ impl Maps {
         sys::lookup(self.slot_of.as_fd(), &cgroup_id)
     }
 
-    pub(crate) fn fold_sequence(&self) -> &AtomicU64 {
-        ctrl_word!(self, fold_sequence)
+    /// [`Slot::folds`].
+    pub(crate) fn folds(&self, slot: u32) -> u32 {
+        slot_half!(self, slot, folds).load(Ordering::SeqCst)
     }
 
     pub(crate) fn generation(&self) -> &AtomicU32 {
@@ -109,7 +110,7 @@ impl Maps {
     }
 
     /// Slots of the subtree of `root`, itself first. `visit` may see a slot being taken or given
-    /// back; callers compare [`Self::fold_sequence`].
+    /// back; callers compare [`Self::folds`].
     pub(crate) fn walk(&self, root: u32, mut visit: impl FnMut(u32)) {
         let next = |half: &AtomicU32| {
             let slot = half.load(Ordering::Acquire);

@@ -70,9 +70,20 @@ impl CpuSample {
     }
 }
 
-/// Retries of a read that a writer overtook. A writer is a program with interrupts off, so one
-/// suffices mostly; a reader that starves takes what it has.
-const ATTEMPTS: usize = 100;
+/// Looks at what a writer changes meanwhile. A writer is a program with interrupts off, so a few suffice; but its CPU may be a virtual
+/// one that stands still for a while, and is let go on. A reader that starves all the same takes what it has.
+const ATTEMPTS: usize = 20_000;
+const SPINS: usize = 100;
+
+/// Looks until it was not disturbed.
+fn until_whole(mut look: impl FnMut() -> bool) {
+    for attempt in 0..ATTEMPTS {
+        if look() {
+            return;
+        }
+        if attempt < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+}
 
 /// A member of a record, loaded once.
 macro_rules! word {
@@ -87,30 +98,24 @@ impl Maps {
         let shared = self.record_index(slot, self.cpu_count());
         let mut own = LoadSample::default();
         // A transfer between two records of the slot raises the shared record's sequence.
-        for _ in 0..ATTEMPTS {
+        until_whole(|| {
             let before = self.sequence(shared);
             own = LoadSample::default();
             for nth in 0..self.cpu_count() + lxcfs_abi::EXTRA_RECORDS {
                 self.add_record(self.record_index(slot, nth), jiffies, clock, &mut own);
             }
-            if self.unchanged(shared, before) {
-                break;
-            }
-            std::hint::spin_loop();
-        }
+            self.unchanged(shared, before)
+        });
         sum.add(&own);
     }
 
     fn add_record(&self, index: u32, jiffies: u64, clock: &Clock, sum: &mut LoadSample) {
         let mut record = Record::default();
-        for _ in 0..ATTEMPTS {
+        until_whole(|| {
             let before = self.sequence(index);
             record = self.load_record(index);
-            if self.unchanged(index, before) {
-                break;
-            }
-            std::hint::spin_loop();
-        }
+            self.unchanged(index, before)
+        });
         catch_up(&mut record, jiffies, clock);
         sum.add(&LoadSample {
             average: record.average,

@@ -12,6 +12,7 @@ use nix::sched::CloneFlags;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+mod answers;
 mod loadavg;
 mod uptime;
 
