@@ -114,7 +114,9 @@ impl Container {
     /// # Errors
     /// `contain` cannot be started.
     pub fn shell(&self) -> Result<Running> {
-        self.spawn(&["/bin/sh"])
+        let mut shell = self.spawn(&["/bin/sh"])?;
+        shell.say(":")?;
+        Ok(shell)
     }
 
     /// Starts a command in the container and leaves it running.
