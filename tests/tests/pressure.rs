@@ -122,13 +122,13 @@ fn strain(container: &mut Running, cgroup: &Cgroup, resource: &str, disk: &Disk)
     Ok(())
 }
 
-/// The time between events, microseconds: the median, for where a machine stands still for a moment, two events of the kernel's
-/// come together, and who looks later sees one.
+/// The time between events, microseconds: the lower median, for where a machine stands still for a moment, two events of the kernel's
+/// come together, and who looks later sees one, which makes times longer.
 fn period_us(times_us: &[u64]) -> Result<u64> {
     ensure!(times_us.len() >= 4, "only {} events", times_us.len());
     let mut periods_us: Vec<_> = times_us.windows(2).map(|pair| pair[1] - pair[0]).collect();
     periods_us.sort_unstable();
-    Ok(periods_us[periods_us.len() / 2])
+    Ok(periods_us[(periods_us.len() - 1) / 2])
 }
 
 /// Under real pressure events come when the kernel's come, to each of several triggers of one file, those among them
@@ -160,7 +160,8 @@ fn compare_events(daemon: &Daemon, resource: &str, how: &str) -> Result<()> {
     for (ours, kernel) in [(ours, kernel), (ours_too, kernel_too)] {
         ensure!(ours.len().abs_diff(kernel.len()) <= 1, "{resource}: {ours:?} {kernel:?}");
         let (ours_us, kernel_us) = (period_us(ours)?, period_us(kernel)?);
-        ensure!(ours_us.abs_diff(kernel_us) <= kernel_us / 20, "{resource}: {ours:?} {kernel:?}");
+        // The kernel itself looks ten times in a window.
+        ensure!(ours_us.abs_diff(kernel_us) <= kernel_us / 10, "{resource}: {ours:?} {kernel:?}");
     }
     ensure!(ours_rarely.len() == kernel_rarely.len(), "{ours_rarely:?} {kernel_rarely:?}");
     Ok(())
