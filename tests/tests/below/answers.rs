@@ -49,12 +49,12 @@ fn while_cgroups_come_and_go_on_a_busy_machine() -> Result<()> {
     let ends = AtomicBool::new(false);
     let removed = std::thread::scope(|scope| {
         let churn = scope.spawn(|| come_and_go(&one, &ends));
-        let answered = (0..number("LXCFS_TEST_BELOW_ROUNDS", 20))
+        let answered = (0..number("LXCFS_TEST_BELOW_ROUNDS", 4))
             .try_for_each(|_| shells.iter_mut().try_for_each(is_answered));
         ends.store(true, Ordering::Relaxed);
         let removed = churn.join().expect("it returns what fails")?;
         answered.map(|()| removed)
     })?;
-    ensure!(removed > 10, "only {removed} cgroups were removed");
+    ensure!(removed > 3, "only {removed} cgroups were removed");
     Ok(())
 }

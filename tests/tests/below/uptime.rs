@@ -79,9 +79,11 @@ fn is_right(shell: &mut Running, cgroup: &Cgroup, cpus: u64) -> Result<()> {
     looked.map(|_| ())
 }
 
+/// What idle time may be beside the kernel's own counts, which go by the tick, in hundredths.
+const TICKS: u64 = 4;
+
 /// `false`: it is less. More is an error.
 fn looks_right(shell: &mut Running, cgroup: &Cgroup, cpus: u64) -> Result<bool> {
-    const TICKS: u64 = 4;
     let used_before = cgroup.used_ns()? / 10_000_000;
     let said = shell.say(READ)?;
     let used_after = cgroup.used_ns()? / 10_000_000;
@@ -181,7 +183,7 @@ fn idle_time_goes_by_the_cpus_shown(daemon: &Daemon) -> Result<()> {
     for (cpuset, cpus) in [("0", 1), (all.trim(), shell.cpus()?.len().try_into()?)] {
         cgroup.limit_cpus(cpuset)?;
         says_the_same(&mut shell, &uncovered, 3).context("behind a change")?;
-        let first = hundredths(&shell.say(READ)?)?;
+        let first = settled(&mut shell, cpus)?;
         std::thread::sleep(Duration::from_secs(1));
         let said = shell.say(READ)?;
         let next = hundredths(&said)?;
@@ -195,6 +197,24 @@ fn idle_time_goes_by_the_cpus_shown(daemon: &Daemon) -> Result<()> {
         says_the_same(&mut shell, &uncovered, 3).context("some time behind a change")?;
     }
     Ok(())
+}
+
+/// A reading behind which idle time has caught up: it may have stood still for a moment before.
+fn settled(shell: &mut Running, cpus: u64) -> Result<Vec<u64>> {
+    let mut last = hundredths(&shell.say(READ)?)?;
+    lxcfs_tests::wait_for("idle time to go on", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let next = shell.say(READ).and_then(|said| hundredths(&said)).unwrap_or_default();
+        let is_settled = match (&last[..], &next[..]) {
+            ([up, idle], [next_up, next_idle]) => {
+                ((next_up - up) * cpus).abs_diff(next_idle - idle) <= TICKS
+            }
+            _ => false,
+        };
+        last = next;
+        is_settled
+    });
+    Ok(last)
 }
 
 /// What was shown to another container in the same cgroup is not its own.
@@ -223,15 +243,17 @@ fn a_container_that_moves_goes_on(daemon: &Daemon) -> Result<()> {
     let mut shell = shares.files(&daemon.mount_point()).shell()?;
     shell.say("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done")?;
     says_the_same(&mut shell, &uncovered, 1)?;
+    let used = from.used_ns()? / 10_000_000;
+    ensure!(used > 2 * TICKS, "it has used no more than {used}");
     let before = hundredths(&shell.say(READ)?)?;
     shell.enter(&to)?;
     let ask = format!("read line < {}/proc/uptime && echo $line", uncovered.0.display());
     let (said, cpus) = (shell.say(&ask)?, shell.cpus()?.len().try_into()?);
-    let (after, had): (_, u64) = (hundredths(&said)?, cpus);
+    let (after, cpus): (_, u64) = (hundredths(&said)?, cpus);
     ensure!(after[1] >= before[1], "it falls from {before:?} to {said}");
-    // What it used meanwhile is known to none of the two cgroups, and the reading itself takes a moment.
-    let most = (after[0] - before[0] + 2) * had;
-    ensure!(after[1] - before[1] <= most, "{before:?} leaps to {said}");
+    // What it used in the first cgroup is not had again.
+    let most = (after[0] * cpus).saturating_sub(used) + TICKS;
+    ensure!(after[1] <= most, "{before:?} leaps to {said}: {used}");
     says_the_same(&mut shell, &uncovered, 3).map(|_| ())
 }
 
