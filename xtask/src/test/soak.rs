@@ -124,7 +124,7 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
                 ("LXCFS_TEST_BELOW_CONTAINERS", 100),
                 ("LXCFS_TEST_BELOW_READINGS", args.below),
                 ("LXCFS_TEST_BELOW_SECONDS", args.dead),
-                ("LXCFS_TEST_BELOW_ROUNDS", 1_000),
+                ("LXCFS_TEST_BELOW_CGROUPS", 5_000),
             ],
         ),
         // The other three are no tests of a suite here.
