@@ -45,14 +45,18 @@ pub struct Ctrl {
     /// When everything that was there before was counted, CLOCK_BOOTTIME and CLOCK_MONOTONIC. Written by the daemon once.
     pub loaded_boottime_ns: u64,
     pub loaded_monotonic_ns: u64,
-    /// Addresses of the kernel's own counts, for readers on the host of a file without a daemon: `avenrun`, `nr_threads`,
-    /// `runqueues`, `__per_cpu_offset`. 0: not told. Written by the daemon.
-    pub symbols: [u64; 4],
+    /// Addresses of the kernel's own counts, for readers on the host of a file without a daemon: `avenrun`, `nr_threads`. 0: not
+    /// told. Written by the daemon.
+    pub symbols: [u64; 2],
+    /// 1: idle time of the host is what the kernel says. Written by the daemon.
+    pub tells_host_idle: u32,
+    /// Which CPUs containers are shown, a number of [`view`]. Written by the daemon.
+    pub cpu_view: u32,
+    pub rest_of_line: [u64; 2],
 
     /// 1 while a wake-up of the daemon is pending in the notification ring.
     pub notified: u32,
-    /// Which CPUs containers are shown, a number of [`view`]. Written by the daemon.
-    pub cpu_view: u32,
+    pub unused: u32,
     /// Result of the `peek` program: jiffies and CLOCK_MONOTONIC read together.
     pub peek_jiffies: u64,
     pub peek_monotonic_ns: u64,
@@ -84,7 +88,7 @@ pub struct Ctrl {
     pub removals: u64,
     /// Readers of a file below FUSE who were not told because the daemon had not said what only it can know.
     pub unknown: u64,
-    pub padding: [u64; 8],
+    pub padding: [u64; 7],
 }
 
 /// One cgroup. Slots form a tree, so a subtree is summed without touching the filesystem.

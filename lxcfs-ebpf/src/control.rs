@@ -63,7 +63,7 @@ pub(crate) fn fold(ctx: RawTracePointContext) -> i32 {
     ) else {
         return -1;
     };
-    folds(from);
+    raise_folds(from);
     // SAFETY: map values; the group of `from` is gone and its slot is not yet given back.
     unsafe {
         load::move_averages(record, residual);
@@ -71,14 +71,14 @@ pub(crate) fn fold(ctx: RawTracePointContext) -> i32 {
             move_times(record, parents);
         }
     }
-    folds(from);
+    raise_folds(from);
     0
 }
 
 /// Raises `Slot::folds` of a slot and of all above it.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn folds(from: u32) -> u32 {
+pub(crate) extern "C" fn raise_folds(from: u32) -> u32 {
     let mut at = from;
     for _ in 0..MAX_DEPTH {
         let Some(slot) = maps::slot(at) else { break };

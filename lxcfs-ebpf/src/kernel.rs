@@ -22,6 +22,7 @@ offsets! {
     O_NSPROXY, O_THREAD_PID, O_START_BOOTTIME, O_PID_LEVEL, O_PID_NUMBERS, O_UPID_NS,
     O_CHILD_REAPER, O_IDR_NEXT, O_PIDNS_PARENT, O_PIDNS_NUMBER, O_CGROUP_NS, O_ROOT_CSET, O_CGROUPNS_NUMBER,
     O_KN_NAME, O_RQ_NR_RUNNING,
+    O_TASK_QUEUE, O_QUEUE_RQ, O_RQ_NR_IOWAIT, O_IDLE_TIME, O_IDLE_ENTRY,
     O_EXIT_STATE, O_CPUSET_STATE, O_CPU_STATE, O_EFFECTIVE_CPUS, O_GROUP_STATE, O_QUOTA, O_PERIOD, MASK_IS_POINTER,
 }
 
@@ -47,6 +48,7 @@ macro_rules! fields {
 
 fields! {
     F_ON_RQ, F_SCHED_DELAYED, F_CONTRIBUTES, F_IN_IOWAIT, F_STATE, F_STATIC_PRIO, F_TASK_CPU, F_ON_CPU,
+    F_RQ_ONLINE, F_IDLE_ACTIVE, F_IDLE_SEQUENCE,
 }
 
 /// 1 where storage may be made with a run queue locked.
@@ -155,11 +157,14 @@ pub(crate) fn cgroup_name(cgroup: u64) -> [u8; 16] {
     name
 }
 
-/// A member as [`load`] has it, of a structure that is only an address; 0 if it cannot be read. Its first byte is the lowest, as on
-/// all machines there are programs for.
+/// A member as [`load`] has it, of a structure that is only an address; 0 if it cannot be read, or if this kernel does not have it.
+/// Its first byte is the lowest, as on all machines there are programs for.
 #[inline(always)]
 pub(crate) fn follow_field(address: u64, global: &Global<u32>) -> u64 {
     let place = global.load();
+    if place == field::ABSENT {
+        return 0;
+    }
     let bytes = word_at(address, field::offset(place) as u64);
     let unused_bits = 64 - 8 * u64::from(field::size(place));
     field::extract(place, bytes << unused_bits >> unused_bits)

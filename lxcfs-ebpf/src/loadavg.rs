@@ -1,11 +1,9 @@
 //! `/proc/loadavg` below FUSE, as `files/loadavg.rs` makes it.
 
-use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{seq_file, task_struct};
 use aya_ebpf::helpers::bpf_get_current_task_btf;
-use aya_ebpf::helpers::generated::bpf_loop;
 use lxcfs_abi::word::{self, RUN};
 use lxcfs_abi::{Ctrl, decay};
 
@@ -13,7 +11,7 @@ use crate::reader::{self, AGAIN, Counted, IterContext, at_least};
 use crate::sum::Load;
 use crate::text::Text;
 use crate::whose::Reader;
-use crate::{kernel, load, maps, sum, task, whose};
+use crate::{host, kernel, load, maps, sum, task, whose};
 
 /// What the file says.
 struct Line {
@@ -35,7 +33,7 @@ pub(crate) extern "C" fn loadavg(ctx: *const IterContext) -> i32 {
         let current: *const task_struct = bpf_get_current_task_btf();
         let reader = whose::reader(current);
         let line = match reader.home {
-            whose::HOST => host(reader),
+            whose::HOST => host(current, reader),
             _ => container(reader, running_in(current)),
         };
         let Some(line) = line else { return AGAIN };
@@ -125,12 +123,14 @@ pub(crate) extern "C" fn others_running(running: i64, own_seen: u64) -> u64 {
 }
 
 /// What the kernel tells a reader on the host (fs/proc/loadavg.c), from its own counts. `None`: their addresses are not known.
+///
+/// # Safety
+/// `current` is the current task.
 #[inline(always)]
-fn host(reader: Reader) -> Option<Line> {
+unsafe fn host(current: *const task_struct, reader: Reader) -> Option<Line> {
     let ctrl = maps::ctrl()?;
     // SAFETY: a map value; the daemon writes the addresses before it makes the file.
-    let [avenrun, threads, runqueues, per_cpu_offset] =
-        unsafe { ptr::read_volatile(&raw const (*ctrl).symbols) };
+    let [avenrun, threads] = unsafe { ptr::read_volatile(&raw const (*ctrl).symbols) };
     if avenrun == 0 {
         return None;
     }
@@ -139,36 +139,13 @@ fn host(reader: Reader) -> Option<Line> {
         let average = unsafe { kernel::copy(avenrun + 8 * nth) };
         hundredths((average << (decay::FRACTION_BITS - decay::KERNEL_BITS)) as i64, 0)
     };
-    let mut queues = Queues { runqueues, per_cpu_offset, nr_running: 0 };
-    // SAFETY: the function has the type of a callback, and what it adds to outlives the call.
-    unsafe {
-        bpf_loop(maps::cpu_count(), queue as *mut c_void, ptr::from_mut(&mut queues).cast(), 0);
-    }
     Some(Line {
         averages: [at(0), at(1), at(2)],
-        running: queues.nr_running,
+        // SAFETY: by contract.
+        running: unsafe { host::running(current) }?,
         threads: u64::from(kernel::follow_u32(threads, 0)),
         last_pid: u64::from(whose::newest_pid(reader.pids)),
     })
-}
-
-#[repr(C)]
-struct Queues {
-    runqueues: u64,
-    per_cpu_offset: u64,
-    nr_running: u64,
-}
-
-/// Adds the run queue of one CPU.
-extern "C" fn queue(cpu: u64, queues: *mut Queues) -> i64 {
-    // SAFETY: what was handed to the helper, and nobody else's; copies that do not fault.
-    unsafe {
-        let offset = kernel::copy((*queues).per_cpu_offset + 8 * cpu);
-        let queue = (*queues).runqueues.wrapping_add(offset);
-        let running = kernel::follow_u32(queue, u64::from(kernel::O_RQ_NR_RUNNING.load()));
-        (*queues).nr_running += u64::from(running);
-    }
-    0
 }
 
 /// A function of its own, so that its text is not on the stack while sums are made.

@@ -3,7 +3,7 @@
 //! Read in this order: [`maps`] (what is kept), [`sched`] (the events), [`task`] and [`slot`] (whose
 //! event it is), [`load`] and [`cpu`] (what is counted), [`life`] (moves and removals), [`seed`]
 //! (what was there before us, and repair), [`control`] (run on demand by user space), [`reader`] (files that the kernel serves by
-//! itself: [`whose`] one is, [`loadavg`] and [`uptime`], the [`sum`] of its cgroups, how many [`cpus`] it is shown), [`pids`] (what
+//! itself: [`whose`] one is, [`loadavg`] and [`uptime`], the [`sum`] of its cgroups, how many [`cpus`] it is shown, and what the [`host`] counts), [`pids`] (what
 //! user space cannot see of a process).
 //!
 //! On the host this is an empty main, so that the workspace builds with plain stable Rust.
@@ -25,6 +25,8 @@ mod control;
 mod cpu;
 #[cfg(target_arch = "bpf")]
 mod cpus;
+#[cfg(target_arch = "bpf")]
+mod host;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]

@@ -15,7 +15,7 @@ use crate::maps::zero;
 use crate::reader::{self, AGAIN, Counted, IterContext, at_least};
 use crate::text::Text;
 use crate::whose::{self, Reader};
-use crate::{atomic, cpus, load, maps, sum};
+use crate::{atomic, cpus, host, load, maps, sum};
 
 /// The unit of the file, and of a process's start in procfs (`USER_HZ`).
 const TICK_NS: u64 = 10_000_000;
@@ -63,15 +63,33 @@ pub(crate) extern "C" fn uptime(ctx: *const IterContext) -> i32 {
         }
         let current: *const task_struct = bpf_get_current_task_btf();
         let reader = whose::reader(current);
-        if reader.home == whose::HOST {
-            return AGAIN;
-        }
         let run_ns = kernel::load_u64(current, &kernel::O_SUM_EXEC_RUNTIME);
         let own = Own { cpu: maps::current_cpu(), task: current as u64, run_ns };
-        let Some(line) = container(reader, own) else { return AGAIN };
+        let line = match reader.home {
+            whose::HOST => host(current),
+            _ => container(reader, own),
+        };
+        let Some(line) = line else { return AGAIN };
         print(IterContext::file(ctx), &line);
     }
     0
+}
+
+/// What the kernel tells a reader on the host (fs/proc/uptime.c), if the daemon has found that this is what it tells.
+///
+/// # Safety
+/// `current` is the current task.
+#[inline(always)]
+unsafe fn host(current: *const task_struct) -> Option<Line> {
+    let ctrl = maps::ctrl()?;
+    // SAFETY: a map value, whose word is read whole; by contract.
+    let idle_ns = unsafe {
+        if ptr::read_volatile(&raw const (*ctrl).tells_host_idle) == 0 {
+            return None;
+        }
+        host::idle_ns(current)?
+    };
+    Some(Line { up: maps::boottime_ns() / TICK_NS, idle: idle_ns / TICK_NS })
 }
 
 /// What a reader in a container is told.

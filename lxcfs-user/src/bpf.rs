@@ -27,6 +27,7 @@ mod below;
 pub mod btf;
 pub mod clock;
 pub mod hierarchy;
+mod host;
 mod idle;
 mod kept;
 mod load;

@@ -16,16 +16,16 @@ const COUNTING: &str = "counting";
 
 /// Addresses of the kernel's own counts, in the order of `Ctrl::symbols`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Symbols([u64; 4]);
+pub struct Symbols([u64; 2]);
 
 impl Symbols {
-    const NAMES: [&str; 4] = ["avenrun", "nr_threads", "runqueues", "__per_cpu_offset"];
+    const NAMES: [&str; 2] = ["avenrun", "nr_threads"];
 
     /// From the lines of `/proc/kallsyms`, `address type name`: megabytes that are not to be had in memory at once. `None`: one is
     /// missing, or no address is told.
     #[must_use]
     pub fn parse(kallsyms: impl Iterator<Item = impl AsRef<str>>) -> Option<Self> {
-        let mut found = [0; 4];
+        let mut found = [0; 2];
         for line in kallsyms {
             let mut words = line.as_ref().split(' ');
             let (address, name) = (words.next()?, words.nth(1).unwrap_or_default());
@@ -80,6 +80,12 @@ impl Accounting {
         }
     }
 
+    /// Says whether readers on the host may be told idle time as the programs make it.
+    pub fn tell_host_idle(&self, is_right: bool) {
+        let offset = std::mem::offset_of!(lxcfs_abi::Ctrl, tells_host_idle);
+        self.maps.ctrl.half(0, offset).store(is_right.into(), Ordering::SeqCst);
+    }
+
     /// Makes what counts stay for as long as `directory`, an empty bpffs, has it.
     ///
     /// # Errors
@@ -130,17 +136,14 @@ mod tests {
         let text = "ffffffff81000000 T _text\n\
             ffffffff82000010 B avenrun\n\
             ffffffff82000020 D nr_threads\n\
-            0000000000030000 A runqueues\n\
-            ffffffff82000040 R __per_cpu_offset\n\
             ffffffffc0000000 t avenrun_of_a_module\t[module]\n";
-        let found = [0xffff_ffff_8200_0010, 0xffff_ffff_8200_0020, 0x30000, 0xffff_ffff_8200_0040];
+        let found = [0xffff_ffff_8200_0010, 0xffff_ffff_8200_0020];
         assert_eq!(Symbols::parse(text.lines()), Some(Symbols(found)));
     }
 
     #[test]
     fn an_address_that_is_not_told_is_none() {
-        let hidden = "0000000000000000 B avenrun\n0000000000000000 D nr_threads\n\
-            0000000000000000 A runqueues\n0000000000000000 R __per_cpu_offset\n";
+        let hidden = "0000000000000000 B avenrun\n0000000000000000 D nr_threads\n";
         for text in ["", "x", "\n", hidden, "ffffffff82000010 B avenrun\n"] {
             assert_eq!(Symbols::parse(text.lines()), None, "{text}");
         }

@@ -29,6 +29,7 @@ pub enum Kind {
     Enum,
     Typedef,
     Func,
+    Section,
 }
 
 /// A member of a structure, counted from the start of the outermost one.
@@ -139,6 +140,7 @@ impl<'a> Btf<'a> {
             Kind::Enum => &[kind::ENUM, kind::ENUM64],
             Kind::Typedef => &[kind::TYPEDEF],
             Kind::Func => &[kind::FUNC],
+            Kind::Section => &[kind::DATASEC],
         };
         (1..self.types.len()).find_map(|id| {
             let id = u32::try_from(id).ok()?;
@@ -233,6 +235,18 @@ impl<'a> Btf<'a> {
         }
     }
 
+    /// Where the variable of that name lies in the part of the kernel's memory that each CPU has its own of.
+    #[must_use]
+    pub fn per_cpu(&self, variable: &str) -> Option<u32> {
+        let part = self.get(self.find(".data..percpu", Kind::Section)?)?;
+        (0..index(part.count).ok()?).find_map(|nth| {
+            let at = part.extra + nth * 12;
+            let of = self.get(u32_at(self.bytes, at).ok()?)?;
+            let is_it = of.kind == kind::VAR && self.name(of.name) == variable.as_bytes();
+            is_it.then(|| u32_at(self.bytes, at + 4).ok())?
+        })
+    }
+
     /// The value of an enumerator of the named enum (its low 32 bits).
     #[must_use]
     pub fn enumerator(&self, name: &str, enumerator: &str) -> Option<u32> {
@@ -284,14 +298,14 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, Malformed> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// Builds type information from strings and types.
     #[derive(Default)]
-    struct Builder {
+    pub(in crate::bpf) struct Builder {
         strings: Vec<u8>,
         types: Vec<u8>,
     }
@@ -310,6 +324,35 @@ mod tests {
             u32::try_from(at).unwrap()
         }
 
+        /// Adds a structure of 8 bytes for each of `members`: name, type and place in bits.
+        pub(in crate::bpf) fn structure(&mut self, name: &str, members: &[(&str, u32, u32)]) {
+            let of = |&(name, of, at): &(&str, u32, u32)| [self.string(name), of, at];
+            let words: Vec<u32> = members.iter().flat_map(of).collect();
+            let count = u32::try_from(members.len()).unwrap();
+            self.push(name, kind::STRUCT << 24 | count, 8 * count, &words);
+        }
+
+        /// Adds an unsigned number of so many bytes.
+        pub(in crate::bpf) fn number(&mut self, bytes: u32) {
+            self.push("", kind::INT << 24, bytes, &[8 * bytes]);
+        }
+
+        /// Adds variables that each CPU has: name and place. Their types do not matter, and `next` is the number of the first one.
+        pub(in crate::bpf) fn per_cpu(&mut self, next: u32, variables: &[(&str, u32)]) {
+            for (name, _) in variables {
+                self.push(name, kind::VAR << 24, 1, &[1]);
+            }
+            let places = variables.iter().zip(next..).flat_map(|((_, at), id)| [id, *at, 8]);
+            let count = u32::try_from(variables.len()).unwrap();
+            let places: Vec<u32> = places.collect();
+            self.push(".data..percpu", kind::DATASEC << 24 | count, 8, &places);
+        }
+
+        pub(in crate::bpf) fn enumeration(&mut self, name: &str, enumerator: &str, value: u32) {
+            let of = self.string(enumerator);
+            self.push(name, kind::ENUM << 24 | 1, 4, &[of, value]);
+        }
+
         fn push(&mut self, name: &str, info: u32, size_or_type: u32, extra: &[u32]) {
             let name = self.string(name);
             for word in [name, info, size_or_type].iter().chain(extra) {
@@ -317,7 +360,7 @@ mod tests {
             }
         }
 
-        fn bytes(&self) -> Vec<u8> {
+        pub(in crate::bpf) fn bytes(&self) -> Vec<u8> {
             let (types, strings) = (self.types.len(), self.strings.len());
             let mut bytes = vec![0x9f, 0xeb, 1, 0];
             for word in [24, 0, types, types, strings] {
@@ -331,7 +374,7 @@ mod tests {
 
     /// `struct task { u32 pid; union { u8 on_rq; u32 other; }; unsigned iowait : 1 at bit 75;
     /// struct inner { u64 a; u64 sum; } se; };` `enum ids { cpu = 1, cpuacct = 2 };` and
-    /// `struct set { u64 *mask; u64 bits; };` with a typedef of the pointer.
+    /// `struct set { u64 *mask; u64 bits; };` with a typedef of the pointer; `queues` and `ticks` of each CPU.
     fn example() -> Vec<u8> {
         let mut b = Builder::default();
         b.push("u32", kind::INT << 24, 4, &[32]);
@@ -352,6 +395,7 @@ mod tests {
         b.push("mask_t", kind::TYPEDEF << 24, 10, &[]);
         let (mask, bits) = (b.string("mask"), b.string("bits"));
         b.push("set", kind::STRUCT << 24 | 2, 16, &[mask, 11, 0, bits, 3, 64]);
+        b.per_cpu(13, &[("queues", 0), ("ticks", 64)]);
         b.bytes()
     }
 
@@ -375,6 +419,7 @@ mod tests {
         assert_eq!(btf.enumerator("ids", "absent"), None);
         assert_eq!(btf.find("walk", Kind::Func), Some(9));
         assert_eq!(btf.find("walk", Kind::Typedef), None);
+        assert_eq!((btf.per_cpu("ticks"), btf.per_cpu("absent")), (Some(64), None));
         assert!(btf.is_pointer("set", "mask") && !btf.is_pointer("set", "bits"));
         assert!(!btf.is_pointer("set", "absent") && !btf.is_pointer("absent", "mask"));
     }

@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_getres};
 use super::btf::{Btf, Kind};
 use super::support::{Facts, TRACEPOINTS, Types, WALK};
 use super::wanted::{WANTED, WANTED_BELOW, WANTED_UPTIME};
-use super::{hierarchy, sys};
+use super::{hierarchy, host, sys};
 
 const TYPES: &str = "/sys/kernel/btf/vmlinux";
 
@@ -38,6 +38,7 @@ fn types_of(btf: &Btf<'_>) -> Types {
         members: WANTED.map(|wanted| btf.member(wanted.structure, wanted.path)),
         members_below: WANTED_BELOW.map(|wanted| btf.member(wanted.structure, wanted.path)),
         members_uptime: WANTED_UPTIME.map(|wanted| btf.member(wanted.structure, wanted.path)),
+        host: host::globals(btf),
         mask_is_pointer: btf.is_pointer("cpuset", "effective_cpus"),
         element_iterator: btf.find("bpf_iter_bpf_map_elem", Kind::Func).is_some(),
         loops: btf.find("bpf_loop", Kind::Func).is_some(),

@@ -35,6 +35,8 @@ pub struct Types {
     pub members_below: [Option<Member>; WANTED_BELOW.len()],
     /// In the order of [`WANTED_UPTIME`].
     pub members_uptime: [Option<Member>; WANTED_UPTIME.len()],
+    /// Values of the globals of which readers on the host are told, as far as they are known.
+    pub host: Vec<(&'static str, u32)>,
     /// `cpuset.effective_cpus` points to its mask, which else is in its place.
     pub mask_is_pointer: bool,
     /// `bpf_iter_bpf_map_elem`: a file can run a program for an element of a map.
@@ -157,6 +159,7 @@ pub fn plan(facts: &Facts) -> Result<Plan, Reason> {
     globals.extend(below.iter().flatten());
     let uptime = globals_uptime(facts, types);
     globals.extend(uptime.iter().flatten());
+    globals.extend(&types.host);
     let walk = match types.walk {
         [Some(new), Some(next), Some(destroy)] => Some([new, next, destroy]),
         _ => None,
@@ -294,6 +297,7 @@ mod tests {
                 members,
                 members_below: WANTED_BELOW.map(found),
                 members_uptime: WANTED_UPTIME.map(found),
+                host: vec![("O_QUEUE_RQ", 312)],
                 mask_is_pointer: true,
                 element_iterator: true,
                 loops: true,

@@ -27,7 +27,7 @@ pub(super) enum Need {
     Place,
 }
 
-const fn want(
+pub(super) const fn want(
     global: &'static str,
     structure: &'static str,
     path: &'static str,
@@ -86,6 +86,14 @@ pub const WANTED_UPTIME: [Wanted; 6] = [
     want("O_GROUP_STATE", "task_group", "css", Need::Place),
     want("O_QUOTA", "task_group", "cfs_bandwidth.quota", Need::Bytes(8)),
     want("O_PERIOD", "task_group", "cfs_bandwidth.period", Need::Bytes(8)),
+];
+
+/// Every member that such a program reads of the CPUs' run queues for readers on the host. Where one is missing, these are not told.
+pub const WANTED_HOST: [Wanted; 4] = [
+    want("O_TASK_QUEUE", "task_struct", "se.cfs_rq", Need::Bytes(8)),
+    want("O_QUEUE_RQ", "cfs_rq", "rq", Need::Bytes(8)),
+    want("O_RQ_NR_IOWAIT", "rq", "nr_iowait", Need::Bytes(4)),
+    want("F_RQ_ONLINE", "rq", "online", Need::Any),
 ];
 
 /// What the program is told of `member`, which is what was found of `wanted`.

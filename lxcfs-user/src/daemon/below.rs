@@ -29,8 +29,14 @@ const BPF: &str = "bpf";
 /// Where the files are, in our mount.
 const PROC: &str = "proc";
 
+/// Comparisons of idle time with the kernel's.
+const CHECKS: u32 = 10;
+
 /// How much time lies between two looks for containers that somebody asked us to make.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// Why readers on the host cannot be shown its idle time.
+const IDLE_UNTOLD: &str = "this kernel keeps idle time in a way that is not known";
 
 /// Why readers on the host cannot be shown its load average.
 const UNTOLD: &str = "/proc/kallsyms does not tell where it is (CONFIG_KALLSYMS_ALL, CAP_SYSLOG)";
@@ -161,14 +167,32 @@ impl Making {
         let served = |file, possible: Result<(), String>| {
             possible?;
             let is_told = made.as_ref().map_err(ToString::to_string)?;
-            bind(&self.directory, &self.mount_point, file).map_err(|error| error.to_string())?;
-            Ok(match (file, is_told) {
+            let on_host = match (file, is_told) {
                 ("loadavg", true) => OnHost::Numbers,
                 ("loadavg", false) => OnHost::Again(UNTOLD),
-                _ => OnHost::Again("the kernel's own idle time cannot be had there"),
-            })
+                _ if self.idle_is_the_kernels() => OnHost::Numbers,
+                _ => OnHost::Again(IDLE_UNTOLD),
+            };
+            bind(&self.directory, &self.mount_point, file).map_err(|error| error.to_string())?;
+            Ok(on_host)
         };
         files.into_iter().map(|(file, can)| Outcome { file, served: served(file, can) }).collect()
+    }
+
+    /// Has readers on the host be told idle time as the programs make it, if that is what the kernel's own file says: where it keeps
+    /// that is nothing it promises.
+    fn idle_is_the_kernels(&self) -> bool {
+        let Ok(Counting { programs, .. }) = &self.counting else { return false };
+        programs.tell_host_idle(true);
+        let ours = self.directory.join("uptime");
+        let kernels = Path::new("/proc/uptime");
+        let is_between = || {
+            let [before, is, after] = [uptime(kernels)?, uptime(&ours)?, uptime(kernels)?];
+            Some((0..2).all(|nth| (before[nth]..=after[nth]).contains(&is[nth])))
+        };
+        let is_right = (0..CHECKS).all(|_| is_between().unwrap_or(false));
+        programs.tell_host_idle(is_right);
+        is_right
     }
 
     /// Makes `files` in our directory. Returns whether readers on the host can be shown its load average.
@@ -205,6 +229,13 @@ impl Making {
         }
         Ok(is_told)
     }
+}
+
+/// Both numbers of an uptime, in hundredths.
+fn uptime(path: &Path) -> Option<[u64; 2]> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut numbers = text.split_whitespace().map(|word| word.replace('.', "").parse().ok());
+    Some([numbers.next()??, numbers.next()??])
 }
 
 /// Tells the programs where the kernel keeps what readers on the host are shown, if it says.

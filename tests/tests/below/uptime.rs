@@ -1,7 +1,7 @@
 //! `/proc/uptime`: what it says, to whom, and what it outlives.
 
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lxcfs_tests::burden::Burden;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
+use lxcfs_tests::machine::Disk;
 use lxcfs_tests::mount::Daemon;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -126,7 +127,7 @@ fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
     let _running = Burden::start("nice", 1, &inner);
     let _sleeping = Burden::start("sleep", 5, &pids);
     give(&point, "uptime", older.init())?;
-    for _ in 0..5 {
+    for _ in 0..3 {
         let before = older.say(READ)?;
         let daemons = daemon.page_as(older.init(), "uptime")?;
         lies_between(&[before, daemons, older.say(READ)?].concat()).context("older")?;
@@ -136,7 +137,7 @@ fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
         // Of one without an init of its own the daemon tells when somebody has asked.
         lxcfs_tests::wait_for("an answer", || shell.say(READ).is_ok_and(|said| !said.is_empty()));
         let cpus = shell.cpus()?.len().try_into()?;
-        for _ in 0..10 {
+        for _ in 0..3 {
             says_the_same(shell, &uncovered, 10).context(*which)?;
             is_right(shell, cgroup, cpus).context(*which)?;
         }
@@ -153,7 +154,7 @@ fn readers_of_every_kind() -> Result<()> {
     the_next_container_in_a_cgroup_begins_anew(&daemon).context("the next container")?;
     a_container_that_moves_goes_on(&daemon).context("a container that moves")?;
     the_oldest_process_stands_for_an_init(&daemon).context("without an init")?;
-    a_reader_on_the_host_is_not_told(&daemon).context("on the host")
+    a_reader_on_the_host_reads_the_hosts(&daemon).context("on the host")
 }
 
 fn under_load_it_says_the_same_in_every_container(daemon: &Daemon) -> Result<()> {
@@ -242,9 +243,10 @@ fn a_container_that_moves_goes_on(daemon: &Daemon) -> Result<()> {
     let shares = Container::new(&from).sharing_cgroup_namespace();
     let mut shell = shares.files(&daemon.mount_point()).shell()?;
     shell.say("i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done")?;
-    says_the_same(&mut shell, &uncovered, 1)?;
+    // By then: what it uses between the daemon's last look and the move, nobody knows.
     let used = from.used_ns()? / 10_000_000;
     ensure!(used > 2 * TICKS, "it has used no more than {used}");
+    says_the_same(&mut shell, &uncovered, 1)?;
     let before = hundredths(&shell.say(READ)?)?;
     shell.enter(&to)?;
     let ask = format!("read line < {}/proc/uptime && echo $line", uncovered.0.display());
@@ -279,11 +281,37 @@ fn the_oldest_process_stands_for_an_init(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-fn a_reader_on_the_host_is_not_told(daemon: &Daemon) -> Result<()> {
+/// A reader on the host is shown the host's numbers, while tasks wait for a slow disk, and while they come and go.
+fn a_reader_on_the_host_reads_the_hosts(daemon: &Daemon) -> Result<()> {
     let by = served_by(daemon, "uptime")?;
-    let read = fs::read_to_string(daemon.path("proc/uptime"));
-    ensure!(by.contains("readers on the host get EAGAIN"), "{by}");
-    ensure!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    ensure!(by == "the kernel, without a daemon", "{by}");
+    let cgroup = Cgroup::new("uptime-host")?;
+    let disk = Disk::new(16)?;
+    cgroup.limit_writes(&disk.number()?, 1 << 20)?;
+    let mut shell = Container::new(&cgroup).shell()?;
+    let device = disk.device().display();
+    let write = format!("dd if=/dev/zero of={device} oflag=direct bs=64k count=32");
+    shell.say(&format!("{write} 2> /dev/null &"))?;
+    reads_the_hosts(daemon).context("a slow disk")?;
+    shell.say("wait")?;
+    let _storm = Burden::start("storm", 1, &cgroup);
+    reads_the_hosts(daemon).context("a storm")
+}
+
+fn reads_the_hosts(daemon: &Daemon) -> Result<()> {
+    let (mut right, mut wrong) = (0, Vec::new());
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(1) {
+        let before = fs::read_to_string("/proc/uptime")?;
+        let ours = fs::read_to_string(daemon.path("proc/uptime"))?;
+        let readings = [before, ours, fs::read_to_string("/proc/uptime")?].concat();
+        match lies_between(&readings) {
+            Ok(_) => right += 1,
+            Err(_) => wrong.push(readings),
+        }
+    }
+    // The kernel's own falls when a task of a CPU that is idle begins to wait for its disk.
+    ensure!(wrong.len() * 20 <= right, "{right} are right, and not {wrong:?}");
     Ok(())
 }
 
