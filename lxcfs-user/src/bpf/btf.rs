@@ -477,6 +477,7 @@ pub(super) mod tests {
                     let _found = btf.member("task", path);
                 }
                 let _found = btf.enumerator("ids", "cpu");
+                let _found = btf.per_cpu("ticks");
             }
         }
     }

@@ -30,8 +30,8 @@ fn of_cpustat(btf: &Btf<'_>) -> Option<Globals> {
     let times = btf.member(structure, "cpustat")?.offset_bits / 8;
     let active = value(btf, "F_IDLE_ACTIVE", structure, "idle_elapse", Need::Any)?;
     let nth = btf.enumerator("cpu_usage_stat", "CPUTIME_IDLE")?;
-    Some(vec![("O_IDLE_TIME", times + 8 * nth), active, sequence(btf, structure)])
-        .and_then(|globals| with_place(btf, structure, structure, globals))
+    let time = ("O_IDLE_TIME", times + 8 * nth);
+    with_place(btf, structure, structure, vec![time, active, sequence(btf, structure)])
 }
 
 /// Before: with the tick that an idle CPU stops. Whether it is idle is a bit of its own, from 6.9 on one among others.

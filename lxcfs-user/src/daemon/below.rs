@@ -186,8 +186,9 @@ impl Making {
         programs.tell_host_idle(true);
         let ours = self.directory.join("uptime");
         let kernels = Path::new("/proc/uptime");
+        let read = |path| parse_uptime(&fs::read_to_string(path).ok()?);
         let is_between = || {
-            let [before, is, after] = [uptime(kernels)?, uptime(&ours)?, uptime(kernels)?];
+            let [before, is, after] = [read(kernels)?, read(&ours)?, read(kernels)?];
             Some((0..2).all(|nth| (before[nth]..=after[nth]).contains(&is[nth])))
         };
         let is_right = (0..CHECKS).all(|_| is_between().unwrap_or(false));
@@ -232,8 +233,7 @@ impl Making {
 }
 
 /// Both numbers of an uptime, in hundredths.
-fn uptime(path: &Path) -> Option<[u64; 2]> {
-    let text = fs::read_to_string(path).ok()?;
+fn parse_uptime(text: &str) -> Option<[u64; 2]> {
     let mut numbers = text.split_whitespace().map(|word| word.replace('.', "").parse().ok());
     Some([numbers.next()??, numbers.next()??])
 }
@@ -353,4 +353,17 @@ fn detach(place: &Path) -> Result<()> {
             .map_err(|errno| Error::io("unmount", place, errno))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_uptime_is_two_numbers() {
+        assert_eq!(parse_uptime("51019.07 36627.49\n"), Some([5_101_907, 3_662_749]));
+        for text in ["", "\n", "51019.07\n", "x 1.00\n", "1.00 -1.00\n"] {
+            assert_eq!(parse_uptime(text), None, "{text}");
+        }
+    }
 }

@@ -72,6 +72,7 @@ pub fn btf(data: &[u8]) {
     }
     let _ = btf.member("task_struct", "cgroups.dfl_cgrp.kn");
     let _ = btf.enumerator("cgroup_subsys_id", "cpu_cgrp_id");
+    let _ = btf.per_cpu("runqueues");
 }
 
 /// A journal that another daemon left, with words of it changed: 2 bytes where, 8 bytes what.
