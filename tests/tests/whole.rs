@@ -14,9 +14,6 @@ use lxcfs::bpf::{Accounting, Options, Slot, clock};
 use lxcfs_tests::burden::Burden;
 use lxcfs_tests::cgroup::Cgroup;
 
-/// The kernel adds what it collected at a tick so many jiffies later (`calc_global_load`).
-const FOLDED_JIFFIES: u64 = 10;
-
 /// The kernel's averages.
 fn kernels() -> Result<[f64; 3]> {
     lxcfs_tests::averages(&fs::read_to_string("/proc/loadavg")?)
@@ -29,11 +26,13 @@ fn ours(accounting: &Accounting, root: Slot) -> Result<[f64; 3]> {
     Ok(load.avenrun().map(|average| average as f64 / 2_048.0))
 }
 
-/// Waits until the kernel has just added the next sample, and says which it is.
+/// Waits until the kernel has added the next sample, and says which it is.
 fn next_sample(accounting: &Accounting) -> u64 {
     let clock = accounting.clock();
     let tick = clock.next_tick(clock.jiffies_at(clock::monotonic_ns()));
-    let settled = clock.beginning_of(tick + 2 * FOLDED_JIFFIES);
+    // The kernel adds what it collected ten jiffies later (`calc_global_load`), or as much later as the CPU is that keeps its
+    // time: an emulated one stands still now and then. Until the next tick it adds nothing more.
+    let settled = clock.beginning_of(tick + clock.tick_jiffies / 4);
     thread::sleep(Duration::from_nanos(settled.saturating_sub(clock::monotonic_ns())));
     tick / clock.tick_jiffies
 }
