@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test there is. Nothing is skipped; what is missing is installed, or the run fails.
 
 mod fuzz;
+mod guests;
 mod matrix;
 mod miri;
 mod soak;
@@ -8,7 +9,6 @@ mod soak;
 use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -69,30 +69,13 @@ const HOST_SUITES: [&str; 5] = ["engines", "languages", "peer", "psutil", "shows
 /// sum of all cgroups'.
 const GUEST_SUITES: [&str; 2] = ["clock", "whole"];
 
-/// What those packages find on any Debian machine and a guest has not: terminals, for `top`.
-const GUEST_PACKAGES: [&str; 1] = ["ncurses-base"];
-
-/// An emulated CPU is ten times slower: storms are as many times smaller.
-const GUEST_ENVIRONMENT: [(&str, &str); 4] = [
-    ("RUST_BACKTRACE", "0"),
-    ("LXCFS_TEST_READS", "300"),
-    ("LXCFS_TEST_CONTAINERS", "80"),
-    ("LXCFS_TEST_POLLERS", "1000"),
-];
-
-/// Our programs that the root tests start.
-const PROGRAMS: [&str; 5] = ["lxcfs", "burden", "contain", "hammer", "witness"];
-
-/// Long enough for any suite on this machine; a guest has ten times as long.
-const SUITE_TIMEOUT: Duration = Duration::from_secs(90);
-
 /// The command line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only this part; all of them is what counts
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Only this suite of the root tests; can be given more than once
+    /// Only this suite of the root tests, on every machine; can be given more than once
     #[arg(long = "suite", value_name = "NAME")]
     suites: Vec<String>,
     /// Only guests with this kernel: 6.1, 6.12, 6.18 or 7.3
@@ -111,7 +94,7 @@ enum Part {
     Root,
     /// `cargo xtask run --once`
     Run,
-    /// Root tests in guests with other kernels and pure cgroup v2
+    /// Root tests in guests with pure cgroup v2: all of them with one kernel, what a kernel decides with three more
     Guests,
 }
 
@@ -152,7 +135,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             nothing_left()?;
         }
     }
-    let guests = if wanted(Part::Guests) { test_in_guests(args)? } else { Vec::new() };
+    let guests = if wanted(Part::Guests) { guests::run(args)? } else { Vec::new() };
     nothing_left()?;
     if here.is_empty() && guests.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -225,28 +208,6 @@ fn run_until(signal: Signal) -> Result<()> {
     ensure!(serves && status.success(), "xtask run: {status}, {rest} lines after the signal");
     ensure!(!point.exists(), "{} was left", point.display());
     Ok(())
-}
-
-fn test_in_guests(args: &Args) -> Result<Vec<vm::KernelReport>> {
-    let suites: Vec<_> = suites_for(&HOST_SUITES, args)?.into_iter().map(suite).collect();
-    let options = vm::Options { kernels: args.kernel.0.clone(), ..vm::Options::default() };
-    vm::run_suites(&options, &suites, guest(&GUEST_ENVIRONMENT))
-}
-
-fn suite((name, binary): (String, PathBuf)) -> vm::Suite {
-    let directory = crate::root().join("tests");
-    vm::Suite { name, binary, arguments: Vec::new(), directory, timeout: SUITE_TIMEOUT }
-}
-
-/// A guest with all that the suites start.
-fn guest(environment: &[(&str, &str)]) -> vm::Guest {
-    let packages = TOOLS.iter().map(|(_, package)| *package).chain(GUEST_PACKAGES);
-    let mut packages: Vec<_> = packages.map(ToOwned::to_owned).collect();
-    packages.dedup();
-    let programs = PROGRAMS.iter().map(|name| lxcfs_tests::program(name));
-    let pairs = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-    let (files, environment) = (programs.collect(), pairs.collect());
-    vm::Guest { files, packages, environment, ..vm::Guest::default() }
 }
 
 /// The suites that were asked for, or all, but for those that run `elsewhere`.

@@ -87,7 +87,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         ..Guest::default()
     };
     if !suite.is_empty() {
-        return suites_main(&options, &suite, &command, timeout, guest);
+        return suites_main(&options, &suite, &command, timeout, &guest);
     }
     let mut command = command;
     if command.is_empty() {
@@ -98,7 +98,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         guest.files.push(program);
     }
     guest.steps = vec![Step::new("command", command, timeout)];
-    let results = run(&options, &guest)?;
+    let results = run(&options, &|_| guest.clone())?;
     let status = results.iter().map(|(_, result)| tell(result)).find(|status| *status != 0);
     if results.len() > 1 {
         eprint!("{}", table(&rows(&results)));
@@ -117,7 +117,7 @@ fn suites_main(
     binaries: &[PathBuf],
     arguments: &[String],
     timeout: Duration,
-    guest: Guest,
+    guest: &Guest,
 ) -> Result<ExitCode> {
     let suites: Vec<Suite> = binaries
         .iter()
@@ -127,6 +127,7 @@ fn suites_main(
             arguments: arguments.to_vec(),
             directory: PathBuf::from("/"),
             timeout,
+            kernels: options.kernels.clone(),
         })
         .collect();
     Ok(conclude(&run_suites(options, &suites, guest)?))

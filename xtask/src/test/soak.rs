@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::guests;
 use crate::vm;
 
 /// The command line.
@@ -74,6 +75,8 @@ enum Part {
     Below,
     /// In guests: all cgroups together are the kernel's own load
     Steady,
+    /// Every suite that guests run, with every kernel
+    Guests,
     /// Any bytes for every parser
     Fuzz,
     /// The rooms without I/O under an interpreter of a nightly toolchain
@@ -90,6 +93,7 @@ pub(crate) fn soak(args: &SoakArgs) -> Result<ExitCode> {
         println!("> {part:?}");
         match part {
             Part::Steady => steady(args.steady)?,
+            Part::Guests => all_in_guests()?,
             Part::Fuzz => super::fuzz::run(args.seconds)?,
             Part::Miri => super::miri::run()?,
             _ => here(*part, args)?,
@@ -127,8 +131,8 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
                 ("LXCFS_TEST_BELOW_CGROUPS", 5_000),
             ],
         ),
-        // The other three are no tests of a suite here.
-        Part::Ticks | Part::Steady | Part::Fuzz | Part::Miri => {
+        // The others are no tests of a suite here.
+        Part::Ticks | Part::Steady | Part::Guests | Part::Fuzz | Part::Miri => {
             ("bpf", "averages_follow", &[("LXCFS_TEST_TICKS", args.ticks)])
         }
     };
@@ -149,10 +153,21 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
 fn steady(seconds: u64) -> Result<()> {
     let mut suites = super::test_binaries()?;
     suites.retain(|(name, _)| name == "whole");
-    let suites: Vec<_> = suites.into_iter().map(super::suite).collect();
+    let suites: Vec<_> = suites.into_iter().map(guests::suite).collect();
     let seconds = seconds.to_string();
-    let guest = super::guest(&[("LXCFS_TEST_STEADY_SECONDS", &seconds)]);
-    let reports = vm::run_suites(&vm::Options::default(), &suites, guest)?;
+    let guest = guests::guest(&[("LXCFS_TEST_STEADY_SECONDS", &seconds)]);
+    let reports = vm::run_suites(&vm::Options::default(), &suites, &guest)?;
     ensure!(vm::conclude(&reports) == ExitCode::SUCCESS, "the load is not the kernel's");
+    Ok(())
+}
+
+/// Which `cargo xtask test` spreads over the kernels.
+fn all_in_guests() -> Result<()> {
+    let mut suites = super::test_binaries()?;
+    suites.retain(|(name, _)| !super::HOST_SUITES.contains(&name.as_str()));
+    let suites: Vec<_> = suites.into_iter().map(guests::suite).collect();
+    let guest = guests::guest(&guests::ENVIRONMENT);
+    let reports = vm::run_suites(&vm::Options::default(), &suites, &guest)?;
+    ensure!(vm::conclude(&reports) == ExitCode::SUCCESS, "suites failed in guests");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Guests on one or more kernels: what all of them share is made ready once.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,13 +41,18 @@ impl Default for Options {
     }
 }
 
-/// Runs the guest on every kernel of the options; an error in a row is a kernel that could not be
+/// Runs on every kernel of the options its guest; an error in a row is a kernel that could not be
 /// fetched or a guest that could not be started.
-pub(crate) fn run(options: &Options, guest: &Guest) -> Result<Vec<(Series, Result<Report>)>> {
+pub(crate) fn run(
+    options: &Options,
+    guest: &(dyn Fn(Series) -> Guest + Sync),
+) -> Result<Vec<(Series, Result<Report>)>> {
     let ground = Ground::prepare(options.refresh)?;
     let many = options.kernels.len() > 1;
-    let queue: Mutex<VecDeque<(usize, Series)>> =
-        Mutex::new(options.kernels.iter().copied().enumerate().collect());
+    let mut queue: Vec<_> = options.kernels.iter().copied().enumerate().collect();
+    // Who has the most to do begins, so that no guest is left to run alone at the end.
+    queue.sort_by_key(|(_, series)| Reverse(guest(*series).steps.len()));
+    let queue = Mutex::new(VecDeque::from(queue));
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..options.jobs.clamp(1, 2) {
@@ -55,7 +61,7 @@ pub(crate) fn run(options: &Options, guest: &Guest) -> Result<Vec<(Series, Resul
                 while let Some((index, series)) = next() {
                     let display =
                         if many { Display::lines(series.to_string()) } else { Display::Raw };
-                    let result = ground.run(series, guest, options.refresh, display);
+                    let result = ground.run(series, &guest(series), options.refresh, display);
                     done.lock().expect("no holder panics").push((index, series, result));
                 }
             });

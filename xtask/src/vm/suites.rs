@@ -18,6 +18,8 @@ pub(crate) struct Suite {
     /// Where it runs: cargo runs a test in its package's folder.
     pub(crate) directory: PathBuf,
     pub(crate) timeout: Duration,
+    /// With these kernels, if they are among those that guests are run with.
+    pub(crate) kernels: Vec<Series>,
 }
 
 /// The counts of libtest's last line.
@@ -112,18 +114,22 @@ impl KernelReport {
     }
 }
 
-/// Runs every suite on every kernel, one boot per kernel; what else the guest needs (files,
+/// Runs every suite on its kernels, one boot per kernel; what else the guest needs (files,
 /// packages, size) is in `guest`, whose own steps are not run.
 pub(crate) fn run_suites(
     options: &Options,
     suites: &[Suite],
-    guest: Guest,
+    guest: &Guest,
 ) -> Result<Vec<KernelReport>> {
-    let mut guest = guest;
-    guest.steps = suites.iter().map(step).collect::<Result<_>>()?;
-    let binaries = guest.steps.iter().map(|step| PathBuf::from(&step.argv[0]));
-    guest.files.extend(binaries.collect::<Vec<_>>());
-    let reports = run(options, &guest)?.into_iter().map(|(series, guest)| {
+    let steps = suites.iter().map(step).collect::<Result<Vec<_>>>()?;
+    let of = |series: Series| {
+        let steps = suites.iter().zip(&steps).filter(|(suite, _)| suite.kernels.contains(&series));
+        let mut guest = guest.clone();
+        guest.steps = steps.map(|(_, step)| step.clone()).collect();
+        guest.files.extend(guest.steps.iter().map(|step| PathBuf::from(&step.argv[0])));
+        guest
+    };
+    let reports = run(options, &of)?.into_iter().map(|(series, guest)| {
         let steps = guest.as_ref().map(|guest| guest.steps.as_slice()).unwrap_or_default();
         KernelReport { series, suites: steps.iter().map(SuiteReport::of).collect(), guest }
     });
@@ -131,7 +137,7 @@ pub(crate) fn run_suites(
 }
 
 fn step(suite: &Suite) -> Result<Step> {
-    let Suite { name, binary, arguments, directory, timeout } = suite;
+    let Suite { name, binary, arguments, directory, timeout, kernels: _ } = suite;
     let path = std::path::absolute(binary)
         .with_context(|| format!("find the test binary {}", binary.display()))?;
     let argv = [path.to_string_lossy().into_owned()].into_iter().chain(arguments.iter().cloned());
