@@ -37,6 +37,7 @@ mod maps;
 mod patch;
 mod pids;
 mod probe;
+pub mod reason;
 mod report;
 mod sample;
 pub mod support;
@@ -63,7 +64,7 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(3_600);
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
     #[error(transparent)]
-    Unsupported(#[from] support::Reason),
+    Unsupported(#[from] reason::Reason),
     #[error("the kernel refused the program `{program}`: {source}: {}", last_word(verifier_log))]
     Refused { program: &'static str, source: io::Error, verifier_log: String },
     #[error("cannot {operation}: {source}")]
@@ -210,7 +211,7 @@ impl Accounting {
     }
 
     /// Whether [`Self::load`] can succeed here, without loading anything.
-    pub fn plan() -> Result<support::Plan, support::Reason> {
+    pub fn plan() -> Result<support::Plan, reason::Reason> {
         support::plan(&probe::facts())
     }
 

@@ -10,6 +10,7 @@ mod keeper;
 mod leaving;
 mod mount;
 mod pidfile;
+pub mod places;
 mod process;
 mod sampler;
 mod started;

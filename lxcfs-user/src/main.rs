@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use lxcfs::caller::InitLookup;
 use lxcfs::cli::{Cli, Command, View};
-use lxcfs::daemon::{self, Rooms, control};
+use lxcfs::daemon::{self, Rooms, control, places};
 use lxcfs::error::{Error, Result};
 use lxcfs::files::Policy;
 use lxcfs::model::file;
@@ -50,18 +50,17 @@ fn tell(command: Option<&Command>) -> Result<()> {
             .error(clap::error::ErrorKind::MissingRequiredArgument, "MOUNTPOINT is missing")
             .exit(),
         Some(Command::Status { mountpoint, json, runtime_dir }) => {
-            status(&control::socket_path(runtime_dir, mountpoint), *json)
+            status(&places::socket(runtime_dir, mountpoint), *json)
         }
-        Some(Command::Top(arguments)) => top::run(
-            arguments,
-            &control::socket_path(&arguments.runtime_dir, &arguments.mountpoint),
-        ),
+        Some(Command::Top(arguments)) => {
+            top::run(arguments, &places::socket(&arguments.runtime_dir, &arguments.mountpoint))
+        }
         Some(Command::Cat { pid, file, mount, runtime_dir, cpu_view }) => {
-            let socket = control::socket_path(runtime_dir, mount);
+            let socket = places::socket(runtime_dir, mount);
             print(&text(&socket, *pid, file, *cpu_view)?)
         }
         Some(Command::Upgrade { program, mount, runtime_dir }) => {
-            upgrade(&control::socket_path(runtime_dir, mount), program.as_deref())
+            upgrade(&places::socket(runtime_dir, mount), program.as_deref())
         }
         Some(Command::Completion { shell }) => {
             let mut script = Vec::new();

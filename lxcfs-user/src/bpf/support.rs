@@ -9,6 +9,7 @@ use lxcfs_abi::field;
 
 use super::btf::Member;
 use super::hierarchy::{Controller, Hierarchy};
+use super::reason::Reason;
 use super::wanted::{WANTED, WANTED_BELOW, WANTED_UPTIME, Wanted, global_value};
 
 /// The tracepoints the programs attach to.
@@ -111,23 +112,6 @@ pub enum Barrier {
     Membarrier,
     /// Where CPUs run without ticks: programs take microseconds, so a second is enough.
     Sleep,
-}
-
-/// Why the programs cannot be used here; one line for `lxcfs status`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
-    #[error("no permission: eBPF needs CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON")]
-    NotPermitted,
-    #[error("the kernel is locked down (confidentiality): programs may not read its memory")]
-    LockedDown,
-    #[error("no kernel type information: {0}")]
-    NoTypes(String),
-    #[error("no cgroup hierarchy with CPU accounting is mounted")]
-    NoHierarchy,
-    #[error("this kernel has no {0}")]
-    Missing(&'static str),
-    #[error("`{structure}.{path}` is {bytes} bytes long here, which the programs cannot read")]
-    Size { structure: &'static str, path: &'static str, bytes: u32 },
 }
 
 const CAP_SYS_ADMIN: u32 = 21;

@@ -3,7 +3,7 @@
 use lxcfs_abi::field;
 
 use super::btf::Member;
-use super::support::Reason;
+use super::reason::Reason;
 
 /// Where a kernel structure's member must lie for the programs, and how it is handed to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

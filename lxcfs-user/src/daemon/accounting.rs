@@ -108,7 +108,7 @@ fn load(slots: u32, runtime_dir: &Path) -> Result<Arc<Accounting>, String> {
     Accounting::load(&Options { slots }).map(Arc::new).map_err(|unavailable| {
         let mut reason = unavailable.to_string();
         if let Unavailable::Refused { verifier_log, .. } = &unavailable {
-            let log = runtime_dir.join("lxcfs").join("verifier.log");
+            let log = super::places::verifier_log(runtime_dir);
             if std::fs::write(&log, verifier_log).is_ok() {
                 reason = format!("{reason} (see {})", log.display());
             }

@@ -11,7 +11,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::control::{self, Upgrade};
-use super::keeper;
 use super::process::{self, Process};
 use super::status::Status;
 use super::upgrade;
@@ -167,7 +166,7 @@ impl Attendance<'_> {
         for name in ours {
             command.env_remove(name);
         }
-        command.env(keeper::ADOPTED, std::process::id().to_string());
+        command.env(store::ADOPTED, std::process::id().to_string());
         Ok(store::start(&mut command, &self.held)?.id())
     }
 }

@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::accounting::Counting;
 use super::mount::kind;
-use super::{Rooms, control, policy};
+use super::{Rooms, places, policy};
 use crate::bpf::{Accounting, FILES_BELOW, Symbols, Unavailable, view};
 use crate::cli::Serve;
 use crate::error::{Errno, Error, Result};
@@ -115,7 +115,7 @@ pub(super) fn arrange(
         counting: counting.clone(),
         rooms: rooms.clone(),
         view: policy(arguments).cpu_view,
-        directory: directory(&arguments.runtime_dir, mount_point),
+        directory: places::pins(&arguments.runtime_dir, mount_point),
         mount_point: mount_point.to_owned(),
     };
     making.start().map(Some)
@@ -296,11 +296,6 @@ fn outside_of_the_host() -> Option<String> {
     Some(format!("lxcfs is in a {kind} namespace that is not the machine's first"))
 }
 
-/// Where the file of the daemon mounted at `mount_point` is pinned.
-fn directory(runtime_dir: &Path, mount_point: &Path) -> PathBuf {
-    control::socket_path(runtime_dir, mount_point).with_extension("bpf")
-}
-
 fn mount(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).map_err(|error| Error::std("make", directory, &error))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -338,7 +333,7 @@ fn uncover(mount_point: &Path, file: &str) -> Result<()> {
 
 /// Takes the bpffs away. What is bound of it goes with our mount; who was given the file has it still.
 pub(super) fn take_down(runtime_dir: &Path, mount_point: &Path) {
-    let directory = directory(runtime_dir, mount_point);
+    let directory = places::pins(runtime_dir, mount_point);
     if let Err(error) = detach(&directory) {
         tracing::warn!("{error}");
     }

@@ -26,13 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The same where another daemon has to start first.
 const UPGRADE_PATIENCE: Duration = Duration::from_secs(90);
 
-/// The socket of the daemon mounted at `mount_point`.
-#[must_use]
-pub fn socket_path(runtime_dir: &Path, mount_point: &Path) -> PathBuf {
-    let name = mount_point.to_string_lossy().trim_matches('/').replace('/', "-");
-    runtime_dir.join("lxcfs").join(format!("{name}.sock"))
-}
-
 /// Opens the socket. Only root may connect: answers tell about every container.
 ///
 /// # Errors
@@ -208,12 +201,6 @@ pub fn ask_running(socket: &Path, request: &str) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_mount_has_its_socket() {
-        let path = socket_path(Path::new("/run"), Path::new("/var/lib/lxcfs/"));
-        assert_eq!(path, Path::new("/run/lxcfs/var-lib-lxcfs.sock"));
-    }
 
     #[test]
     fn no_daemon_is_no_error() {

@@ -2,7 +2,7 @@
 //!
 //! It is the process the user started and the one in the pidfile. It knows nothing of containers, loads no programs into
 //! the kernel and answers nobody: the daemon, its child, speaks to it as to systemd, over a socket in a directory that is
-//! root's alone. Where the keeper is killed, the daemon starts another, which finds it serving ([`ADOPTED`]).
+//! root's alone. Where the keeper is killed, the daemon starts another, which finds it serving ([`store::ADOPTED`]).
 
 mod backoff;
 mod host;
@@ -30,9 +30,6 @@ use super::watchdog::Watchdog;
 use crate::cli::{GiveUp, Serve};
 use crate::error::{Errno, Error, Result};
 use crate::keep::store;
-
-/// The pid of a daemon that serves and looks for a keeper.
-pub(super) const ADOPTED: &str = "LXCFS_ADOPTED";
 
 /// As many descriptors as we keep.
 const ROOM: usize = 128;
@@ -89,9 +86,9 @@ pub(super) fn run(arguments: &Serve, pidfile: &Path, mount_point: &Path) -> Resu
         .enable_all()
         .build()
         .map_err(|error| Error::std("start", "the event loop", &error))?;
-    let path = super::control::socket_path(&arguments.runtime_dir, mount_point);
+    let path = super::places::socket(&arguments.runtime_dir, mount_point);
     let ended = runtime.block_on(async {
-        let (held, socket) = match store::number(ADOPTED) {
+        let (held, socket) = match store::number(store::ADOPTED) {
             Some(_) => renew::given(),
             None => (Vec::new(), None),
         };
@@ -133,7 +130,7 @@ impl Keeper<'_> {
         let mut children = tokio::signal::unix::signal(SignalKind::child())
             .map_err(|error| Error::std("handle", "signals", &error))?;
         renew::listen_again();
-        match store::number(ADOPTED) {
+        match store::number(store::ADOPTED) {
             _ if self.running.is_some() => {}
             Some(pid) => self.adopt(pid)?,
             None => self.start()?,
@@ -204,7 +201,7 @@ impl Keeper<'_> {
             .env(store::STORE, ROOM.to_string())
             .env(store::KEEPER, std::process::id().to_string())
             .env_remove("WATCHDOG_USEC")
-            .env_remove(ADOPTED);
+            .env_remove(store::ADOPTED);
     }
 
     /// Answers readers ourselves, until a daemon can be started again.

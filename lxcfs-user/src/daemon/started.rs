@@ -18,7 +18,7 @@ use super::leaving::Exit;
 use super::mount::Mount;
 use super::pidfile::Pidfile;
 use super::status::Status;
-use super::{Rooms, accounting, below, connection, control, sampler, upgrade};
+use super::{Rooms, accounting, below, connection, places, sampler, upgrade};
 use crate::bpf::clock::monotonic_ns;
 use crate::cli::Serve;
 use crate::error::{Error, Result};
@@ -214,7 +214,7 @@ impl Started {
             has_given_up: false,
             below,
         };
-        let socket = control::socket_path(&arguments.runtime_dir, mount.point());
+        let socket = places::socket(&arguments.runtime_dir, mount.point());
         let held = held(&device, journal, accounting.as_ref().ok());
         let status = Arc::new(status);
         let (road, socket) = (&rooms.road, socket.as_path());

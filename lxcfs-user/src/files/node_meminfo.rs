@@ -5,6 +5,7 @@
 
 use super::{View, required};
 use crate::error::{Error, Result};
+use crate::model::cpus::CpuSet;
 use crate::model::file::File;
 use crate::source::parse;
 
@@ -39,11 +40,17 @@ const LINES: [(&str, &[&str]); 21] = [
 const USED: [&str; 6] =
     ["anon", "file", "kernel_stack", "pagetables", "slab_reclaimable", "slab_unreclaimable"];
 
-/// Appends the file of `node`, of which `host` is the host's.
-pub(super) fn page(view: &View<'_>, node: u32, host: &[u8], page: &mut Vec<u8>) -> Result<()> {
+/// Appends the file of `node`, one of those `shown`, of which `host` is the host's.
+pub(super) fn page(
+    view: &View<'_>,
+    node: u32,
+    shown: &CpuSet,
+    host: &[u8],
+    page: &mut Vec<u8>,
+) -> Result<()> {
     let memory = required(view.source.memory(view.container)?, "memory")?;
     let stat = view.source.numa(view.container)?.unwrap_or_default();
-    let sizes = sizes(view, node, host)?;
+    let sizes = sizes(view, node, shown, host)?;
     let known = |key: &str| stat.iter().find(|entry| entry.key == key).map(|e| e.on(node));
     let whole = view.host(File::Meminfo)?;
     let machine = whole.number(b"MemTotal").unwrap_or(u64::MAX);
@@ -87,10 +94,9 @@ impl Sizes {
     }
 }
 
-fn sizes(view: &View<'_>, node: u32, host: &[u8]) -> Result<Sizes> {
-    let online = super::topology::nodes(view)?;
+fn sizes(view: &View<'_>, node: u32, shown: &CpuSet, host: &[u8]) -> Result<Sizes> {
     let mems = view.source.mems(view.container)?;
-    let nodes = mems.map_or_else(|| online.clone(), |mems| mems.intersection(&online));
+    let nodes = mems.map_or_else(|| shown.clone(), |mems| mems.intersection(shown));
     let own_kib = if nodes.contains(node) { total_kib(host) } else { 0 };
     let mut all_kib = own_kib;
     for other in nodes.iter().filter(|&other| other != node) {

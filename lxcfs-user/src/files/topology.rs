@@ -42,14 +42,17 @@ pub(super) fn page(view: &View<'_>, place: &Place, page: &mut Vec<u8>) -> Result
             let online = parse_list(&read(view.machine, &format!("{SYSTEM}/node/online"))?);
             render_distance(&host, &online, &shown, page);
         }
-        Content::Meminfo => node_meminfo::page(view, place.unit.unwrap_or(0), &host, page)?,
+        Content::Meminfo => {
+            let node = place.unit.unwrap_or(0);
+            node_meminfo::page(view, node, &nodes(view)?, &host, page)?;
+        }
         Content::Host => page.extend_from_slice(&host),
     }
     Ok(true)
 }
 
 /// The nodes the container is shown: those it may have memory of, and those of its CPUs.
-pub(super) fn nodes(view: &View<'_>) -> Result<CpuSet> {
+fn nodes(view: &View<'_>) -> Result<CpuSet> {
     let online = parse_list(&read(view.machine, &format!("{SYSTEM}/node/online"))?);
     if view.policy.cpu_view == CpuView::Host {
         return Ok(online);

@@ -37,6 +37,9 @@ const VERSION: u64 = 2;
 const NAME: &str = "lxcfs journal";
 
 const BLOCK_WORDS: usize = 512;
+
+/// Words of one of the threads that answer requests.
+const WORKER_WORDS: usize = 8;
 /// Bytes in a block.
 const BLOCK_BYTES: usize = BLOCK_WORDS * 8;
 /// One block for each 128 records.
@@ -221,7 +224,7 @@ impl Journal {
     /// The word `nth` of what thread `thread` does now.
     #[must_use]
     pub(super) fn worker(&self, thread: usize, nth: usize) -> &AtomicU64 {
-        self.word(BLOCK_WORDS + thread * super::workers::WORDS + nth)
+        self.word(BLOCK_WORDS + thread * WORKER_WORDS + nth)
     }
 
     /// The memory itself, to be kept by somebody else.

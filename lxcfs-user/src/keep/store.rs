@@ -32,6 +32,9 @@ const GIVEN_BY: &str = "LXCFS_GIVEN_BY";
 /// The keeper's pid.
 pub const KEEPER: &str = "LXCFS_KEEPER";
 
+/// The pid of a daemon that serves and looks for a keeper.
+pub const ADOPTED: &str = "LXCFS_ADOPTED";
+
 /// Who keeps the mount when we die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Store {

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use super::journal::Journal;
 
-/// Words of one thread in the journal: the request, what it is, of which node, by which thread. The fifth is not the
-/// thread's: together they are the requests that a daemon was given a second time.
-pub(super) const WORDS: usize = 8;
 /// As many threads as the command line allows.
 const THREADS: usize = 64;
 
+// The words of one thread in the journal: the request, what it is, of which node, by which thread. The fifth is not the
+// thread's: together they are the requests that a daemon was given a second time.
 const REQUEST: usize = 0;
 const OPERATION: usize = 1;
 const NODE: usize = 2;

@@ -21,7 +21,7 @@ use crate::daemon::mount::{Mount, resolve};
 use crate::daemon::started::{self, Parts};
 use crate::daemon::status::Status;
 use crate::daemon::watchdog::Watchdog;
-use crate::daemon::{policy, upgrade};
+use crate::daemon::{places, policy, upgrade};
 use crate::error::{Errno, Error, Result};
 use crate::keep::journal::Journal;
 use crate::keep::store::{self, DEVICE, JOURNAL, Store};
@@ -69,7 +69,7 @@ impl Host<'_> {
         let (mut ended, exit) = started::run(session, mount.point())?;
         let mut watchdog = Watchdog::start(Arc::clone(&parts.workers), Store::None)?;
         renew::listen_again();
-        let socket = control::socket_path(&self.arguments.runtime_dir, mount.point());
+        let socket = places::socket(&self.arguments.runtime_dir, mount.point());
         let mut upgrades = self.listen(&parts, &socket, mount.point());
         let mut reminder = tokio::time::interval_at(Instant::now() + REMINDER, REMINDER);
         let outcome = loop {

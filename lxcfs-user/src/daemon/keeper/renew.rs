@@ -39,7 +39,7 @@ pub(super) fn renew(daemon: u32, held: &[(String, BorrowedFd<'_>)]) -> Result<()
     let mut command = Command::new(&program);
     let mut arguments = std::env::args_os();
     command.arg0(arguments.next().unwrap_or_default()).args(arguments);
-    command.env(super::ADOPTED, daemon.to_string());
+    command.env(store::ADOPTED, daemon.to_string());
     Err(store::become_program(&mut command, held))
 }
 
