@@ -60,7 +60,7 @@ const HOST_TOOLS: [(&str, &str); 10] = [
 ];
 
 /// Suites for this machine alone. `engines`: podman and docker are a hundred megabytes of programs that a guest would
-/// have to keep in memory, and make their containers with the runtimes of `runtimes`, which is for all kernels.
+/// have to keep in memory, and make their containers with the runtimes of `runtimes`, which guests run too.
 /// `languages`: a JVM and node, likewise. `peer`: Debian's lxcfs, which knows most on cgroup v1. `psutil`: its tests give
 /// programs 5 s, too few for an emulator. `shows`: what `languages` needs, and node_exporter.
 const HOST_SUITES: [&str; 5] = ["engines", "languages", "peer", "psutil", "shows"];
