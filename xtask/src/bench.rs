@@ -54,8 +54,8 @@ pub(crate) struct Args {
     /// Where results go: bench.md, bench.json, bench.svg
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
-    /// Only the latency of each file, and fail where one is more than 20 % worse than it was; ends with 3 where the machine is
-    /// too noisy to tell
+    /// Only the latency of each file and the system calls of some, and fail where one is more than 20 % slower than it was, or
+    /// takes a call more; ends with 3 where the machine is too noisy to tell
     #[arg(long)]
     check: bool,
     /// Keep the ratios of this run, and the instructions of each page and lookup, as those that are compared with
