@@ -151,23 +151,20 @@ fn here(part: Part, args: &SoakArgs) -> Result<()> {
 
 /// Where all tasks are visible and nothing else runs.
 fn steady(seconds: u64) -> Result<()> {
-    let mut suites = super::test_binaries()?;
-    suites.retain(|(name, _)| name == "whole");
-    let suites: Vec<_> = suites.into_iter().map(guests::suite).collect();
-    let seconds = seconds.to_string();
-    let guest = guests::guest(&[("LXCFS_TEST_STEADY_SECONDS", &seconds)]);
-    let reports = vm::run_suites(&vm::Options::default(), &suites, &guest)?;
-    ensure!(vm::conclude(&reports) == ExitCode::SUCCESS, "the load is not the kernel's");
-    Ok(())
+    in_guests(&[("LXCFS_TEST_STEADY_SECONDS", &seconds.to_string())], |suite| suite == "whole")
 }
 
-/// Which `cargo xtask test` spreads over the kernels.
+/// What `cargo xtask test` spreads over the kernels.
 fn all_in_guests() -> Result<()> {
+    in_guests(&guests::ENVIRONMENT, |suite| !super::HOST_SUITES.contains(&suite))
+}
+
+/// The suites that are wanted, with every kernel.
+fn in_guests(environment: &[(&str, &str)], is_wanted: impl Fn(&str) -> bool) -> Result<()> {
     let mut suites = super::test_binaries()?;
-    suites.retain(|(name, _)| !super::HOST_SUITES.contains(&name.as_str()));
+    suites.retain(|(name, _)| is_wanted(name));
     let suites: Vec<_> = suites.into_iter().map(guests::suite).collect();
-    let guest = guests::guest(&guests::ENVIRONMENT);
-    let reports = vm::run_suites(&vm::Options::default(), &suites, &guest)?;
-    ensure!(vm::conclude(&reports) == ExitCode::SUCCESS, "suites failed in guests");
+    let reports = vm::run_suites(&vm::Options::default(), &suites, &guests::guest(environment))?;
+    ensure!(vm::conclude(&reports) == ExitCode::SUCCESS, "a suite failed in a guest");
     Ok(())
 }
