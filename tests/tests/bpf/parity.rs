@@ -58,7 +58,9 @@ impl Compared {
     /// the container's threads have.
     fn last_pid(&mut self, by_maps: u32, kernels: (u32, u32), by_files: u32) {
         let (before, after) = kernels;
-        self.number("last pid", by_maps.into(), (before.max(by_files).into(), after.into()), 0);
+        // A thread from before the kernel began with low numbers again has a higher one than any newer thread.
+        let least = if by_files > after { before } else { before.max(by_files) };
+        self.number("last pid", by_maps.into(), (least.into(), after.into()), 0);
     }
 
     fn times(&mut self, what: &str, ours: CpuTimes, theirs: (CpuTimes, CpuTimes), jiffies_ns: u64) {
