@@ -55,11 +55,11 @@ impl Compared {
     }
 
     /// The maps' is the kernel's own, of the whole pid namespace, which was read before and after; the files' is the newest that
-    /// the container's threads have.
-    fn last_pid(&mut self, by_maps: u32, kernels: (u32, u32), by_files: u32) {
+    /// the container's threads have. `given` is one that was given out some time before.
+    fn last_pid(&mut self, by_maps: u32, kernels: (u32, u32), by_files: u32, given: u32) {
         let (before, after) = kernels;
-        // A thread from before the kernel began with low numbers again has a higher one than any newer thread.
-        let least = if by_files > after { before } else { before.max(by_files) };
+        // Where the kernel began with low numbers again since, threads from before have higher ones than any newer thread.
+        let least = if after < given { before } else { before.max(by_files) };
         self.number("last pid", by_maps.into(), (least.into(), after.into()), 0);
     }
 
@@ -116,7 +116,8 @@ fn maps_and_files_say_the_same() -> Result<()> {
     let newest = (newest, kernels_last_pid()?);
     let (by_maps, by_files) = (by_maps.context("by maps")?, by_files.context("by files")?);
     compared.load(&by_maps, &by_files, base);
-    compared.last_pid(by_maps.tasks.last_pid, newest, by_files.tasks.last_pid);
+    let given = burdens.iter().map(Burden::pid).max().context("no burdens")?;
+    compared.last_pid(by_maps.tasks.last_pid, newest, by_files.tasks.last_pid, given);
 
     let read = || -> Result<Cpu> { files.cpu(&theirs)?.context("files know CPU time") };
     let (before, cpu, after) = (read()?, maps.cpu(&ours)?.context("by maps")?, read()?);
