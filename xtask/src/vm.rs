@@ -98,7 +98,7 @@ pub(crate) fn main(args: Args) -> Result<ExitCode> {
         guest.files.push(program);
     }
     guest.steps = vec![Step::new("command", command, timeout)];
-    let results = run(&options, &|_| guest.clone())?;
+    let results = run(&options, |_| guest.clone())?;
     let status = results.iter().map(|(_, result)| tell(result)).find(|status| *status != 0);
     if results.len() > 1 {
         eprint!("{}", table(&rows(&results)));

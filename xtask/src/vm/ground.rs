@@ -45,23 +45,24 @@ impl Default for Options {
 /// fetched or a guest that could not be started.
 pub(crate) fn run(
     options: &Options,
-    guest: &(dyn Fn(Series) -> Guest + Sync),
+    guest: impl Fn(Series) -> Guest,
 ) -> Result<Vec<(Series, Result<Report>)>> {
     let ground = Ground::prepare(options.refresh)?;
     let many = options.kernels.len() > 1;
-    let mut queue: Vec<_> = options.kernels.iter().copied().enumerate().collect();
+    let kernels = options.kernels.iter().copied().enumerate();
+    let mut queue: Vec<_> = kernels.map(|(index, series)| (index, series, guest(series))).collect();
     // Who has the most to do begins, so that no guest is left to run alone at the end.
-    queue.sort_by_key(|(_, series)| Reverse(guest(*series).steps.len()));
+    queue.sort_by_key(|(.., guest)| Reverse(guest.steps.len()));
     let queue = Mutex::new(VecDeque::from(queue));
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..options.jobs.clamp(1, 2) {
             scope.spawn(|| {
                 let next = || queue.lock().expect("no holder panics").pop_front();
-                while let Some((index, series)) = next() {
+                while let Some((index, series, guest)) = next() {
                     let display =
                         if many { Display::lines(series.to_string()) } else { Display::Raw };
-                    let result = ground.run(series, &guest(series), options.refresh, display);
+                    let result = ground.run(series, &guest, options.refresh, display);
                     done.lock().expect("no holder panics").push((index, series, result));
                 }
             });

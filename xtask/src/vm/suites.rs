@@ -129,7 +129,7 @@ pub(crate) fn run_suites(
         guest.files.extend(guest.steps.iter().map(|step| PathBuf::from(&step.argv[0])));
         guest
     };
-    let reports = run(options, &of)?.into_iter().map(|(series, guest)| {
+    let reports = run(options, of)?.into_iter().map(|(series, guest)| {
         let steps = guest.as_ref().map(|guest| guest.steps.as_slice()).unwrap_or_default();
         KernelReport { series, suites: steps.iter().map(SuiteReport::of).collect(), guest }
     });
