@@ -43,8 +43,8 @@ pub(super) fn page(view: &View<'_>, place: &Place, page: &mut Vec<u8>) -> Result
             render_distance(&host, &online, &shown, page);
         }
         Content::Meminfo => {
-            let node = place.unit.unwrap_or(0);
-            node_meminfo::page(view, node, &nodes(view)?, &host, page)?;
+            let (node, nodes) = (place.unit.unwrap_or(0), shown.nodes.unwrap_or_default());
+            node_meminfo::page(view, node, &nodes, &host, page)?;
         }
         Content::Host => page.extend_from_slice(&host),
     }
