@@ -37,11 +37,10 @@ const VERSION: u64 = 2;
 const NAME: &str = "lxcfs journal";
 
 const BLOCK_WORDS: usize = 512;
-
-/// Words of one of the threads that answer requests.
-const WORKER_WORDS: usize = 8;
 /// Bytes in a block.
 const BLOCK_BYTES: usize = BLOCK_WORDS * 8;
+/// Words of one of the threads that answer requests, which `workers` gives their meaning.
+pub(super) const WORKER_WORDS: usize = 8;
 /// One block for each 128 records.
 const RECORD_BLOCKS: usize = 512;
 const FIRST_RECORD_BLOCK: usize = 2;

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-use super::journal::Journal;
+use super::journal::{Journal, WORKER_WORDS};
 
 /// As many threads as the command line allows.
 const THREADS: usize = 64;
@@ -20,6 +20,7 @@ const THREAD: usize = 3;
 const REPEATED: usize = 4;
 /// Of a poll, the kernel's number for those who poll the file.
 const POLLED: usize = 5;
+const _: () = assert!(POLLED < WORKER_WORDS);
 
 /// Set in the number of a request that the kernel asks a second time.
 const RESENT: u64 = 1 << 63;
