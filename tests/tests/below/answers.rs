@@ -7,7 +7,7 @@ use lxcfs_tests::burden::Burden;
 use lxcfs_tests::cgroup::Cgroup;
 use lxcfs_tests::container::{Container, Running};
 
-use super::{below, number};
+use super::{below, beside, number};
 
 /// Readings that fail are told, each by a line.
 const READ: &str = "n=0; while [ $n -lt 100 ]; do n=$((n+1)); \
@@ -36,6 +36,7 @@ fn is_answered(shell: &mut Running) -> Result<()> {
 /// container they were in or of another.
 #[test]
 fn while_cgroups_come_and_go_on_a_busy_machine() -> Result<()> {
+    let _beside = beside();
     let daemon = below()?;
     let [one, other, busy] = ["below-churned", "below-quiet", "below-busy"].map(Cgroup::new);
     let (one, other, busy) = (one?, other?, busy?);

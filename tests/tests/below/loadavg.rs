@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{OPTIONS, below, give, loaded, number, pins, served_by};
+use super::{OPTIONS, below, beside, give, loaded, number, pins, served_by};
 
 /// By the shell itself: no process is made for it, which would be the newest.
 const READ: &str = "read line < /proc/loadavg && echo \"$line\"";
@@ -53,6 +53,7 @@ fn samples(count: u32) {
 
 #[test]
 fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
+    let _beside = beside();
     // Older than the programs: of what it was before, only the daemon can tell.
     let old = Cgroup::new("below-old")?;
     let mut older = Container::new(&old).shell()?;
@@ -96,6 +97,7 @@ fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
 /// One daemon for all that is asked of a file that stays: starting one with its programs takes an emulated guest half a minute.
 #[test]
 fn readers_of_every_kind() -> Result<()> {
+    let _beside = beside();
     let daemon = below()?;
     under_load_it_says_the_same_in_every_container(&daemon).context("under load")?;
     a_nested_container_reads_its_own(&daemon).context("a nested container")?;
@@ -146,6 +148,7 @@ fn a_nested_container_reads_its_own(daemon: &Daemon) -> Result<()> {
 /// Nobody is left who could answer: the file does, and what it says goes on being true.
 #[test]
 fn it_outlives_the_daemon() -> Result<()> {
+    let _beside = beside();
     let mut daemon = below()?;
     let cgroup = Cgroup::new("below-outlives")?;
     let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
@@ -191,6 +194,7 @@ fn with_tasks(tasks: u64, samples: u128, first: [u64; 3]) -> Result<[u64; 3]> {
 /// The next daemon finds the file where it is, and leaves it there.
 #[test]
 fn a_restart_adopts_it() -> Result<()> {
+    let _beside = beside();
     let daemon = below()?;
     let cgroup = Cgroup::new("below-restart")?;
     let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
@@ -209,6 +213,7 @@ fn a_restart_adopts_it() -> Result<()> {
 
 #[test]
 fn it_is_taken_down_at_the_end() -> Result<()> {
+    let _beside = beside();
     for keeper in [true, false] {
         let options: &[&str] = if keeper { &[] } else { &["--no-keeper"] };
         let mut daemon = Daemon::with(&[&OPTIONS, options].concat())?;
@@ -311,6 +316,7 @@ fn a_container_that_vanishes_reads_its_own_or_nothing(daemon: &Daemon) -> Result
 /// What is not possible is said, and the daemon serves the file itself.
 #[test]
 fn where_it_cannot_be_the_daemon_serves_and_says_why() -> Result<()> {
+    let _beside = beside();
     let daemon = Daemon::with(&["--accounting", "files", "--kernel-files", "loadavg"])?;
     let by = served_by(&daemon, "loadavg")?;
     ensure!(by == "this daemon, because: not wanted (--accounting files)", "{by}");
@@ -332,6 +338,7 @@ fn where_it_cannot_be_the_daemon_serves_and_says_why() -> Result<()> {
 /// A bpffs of somebody else's is taken away, and what is pinned in it is not used.
 #[test]
 fn pins_of_others_are_not_used() -> Result<()> {
+    let _beside = beside();
     let directory = mount::new_directory()?;
     let name = directory.join("mnt").display().to_string().trim_matches('/').replace('/', "-");
     let pins = directory.join("run/lxcfs").join(format!("{name}.bpf"));

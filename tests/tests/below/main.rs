@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use anyhow::{Context, Result, ensure};
 use lxcfs_tests::burden::Burden;
@@ -17,6 +18,19 @@ mod loadavg;
 mod uptime;
 
 const OPTIONS: [&str; 4] = ["--accounting", "auto", "--kernel-files", "loadavg,uptime"];
+
+/// Tests stand beside each other, but for one that fills a table: the cgroups of others that end would leave it room.
+static TESTS: RwLock<()> = RwLock::new(());
+
+/// Until it is dropped, no other test is alone.
+fn beside() -> RwLockReadGuard<'static, ()> {
+    TESTS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Until it is dropped, no other test runs, and of those before it no cgroup is left.
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    TESTS.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What `lxcfs status` says of who serves `file`, once that is decided.
 fn served_by(daemon: &Daemon, file: &str) -> Result<String> {

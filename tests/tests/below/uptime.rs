@@ -13,7 +13,7 @@ use lxcfs_tests::machine::Disk;
 use lxcfs_tests::mount::Daemon;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{below, give, loaded, number, served_by};
+use super::{alone, below, beside, give, loaded, number, served_by};
 
 /// By the shell itself: it goes on using what it used for as long as the reading takes.
 const READ: &str = "read line < /proc/uptime && echo \"$line\"";
@@ -97,6 +97,7 @@ fn looks_right(shell: &mut Running, cgroup: &Cgroup, cpus: u64) -> Result<bool> 
 
 #[test]
 fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
+    let _beside = beside();
     // Older than the programs: what it used before, only the daemon can tell.
     let old = Cgroup::new("uptime-old")?;
     let mut older = Container::new(&old).shell()?;
@@ -148,6 +149,7 @@ fn it_says_what_the_daemon_says_whoever_reads() -> Result<()> {
 /// One daemon for all that is asked of a file that stays: starting one with its programs takes an emulated guest half a minute.
 #[test]
 fn readers_of_every_kind() -> Result<()> {
+    let _beside = beside();
     let daemon = below()?;
     under_load_it_says_the_same_in_every_container(&daemon).context("under load")?;
     idle_time_goes_by_the_cpus_shown(&daemon).context("another cpuset")?;
@@ -318,6 +320,7 @@ fn reads_the_hosts(daemon: &Daemon) -> Result<()> {
 /// As many CPUs as the quota is worth, where that is what containers are shown.
 #[test]
 fn it_goes_by_the_quota_where_that_is_shown() -> Result<()> {
+    let _beside = beside();
     let options = ["--cpu-view", "quota"];
     let daemon = Daemon::with(&[&super::OPTIONS[..], &options].concat())?;
     ensure!(served_by(&daemon, "uptime")?.starts_with("the kernel"));
@@ -345,11 +348,13 @@ fn it_goes_by_the_quota_where_that_is_shown() -> Result<()> {
 /// More cgroups than there are counters for: who is not counted is not told another's numbers, and can ask the daemon.
 #[test]
 fn a_container_that_is_not_counted_gets_eagain() -> Result<()> {
+    let _alone = alone();
     let daemon = Daemon::with(&[&super::OPTIONS[..], &["--cgroups", "64"]].concat())?;
     ensure!(served_by(&daemon, "uptime")?.starts_with("the kernel"));
     let crowd = Cgroup::new("uptime-crowd")?;
     let leaves = (0..64).map(|nth| crowd.leaf(&nth.to_string())).collect::<Result<Vec<_>>>()?;
-    let _sleeping: Vec<_> = leaves.iter().map(|leaf| Burden::start("sleep", 1, leaf)).collect();
+    let mut sleeping: Vec<_> = leaves.iter().map(|leaf| Burden::start("sleep", 1, leaf)).collect();
+    sleeping.iter_mut().for_each(Burden::ready);
     let late = Cgroup::new("uptime-late")?;
     let mut shell = Container::new(&late).files(&daemon.mount_point()).shell()?;
     for file in ["loadavg", "uptime"] {
@@ -371,6 +376,7 @@ fn online() -> Result<u64> {
 /// Nobody is left who could answer: the file does, and what it says goes on being true.
 #[test]
 fn it_outlives_the_daemon() -> Result<()> {
+    let _beside = beside();
     let mut daemon = below()?;
     let cgroup = Cgroup::new("uptime-outlives")?;
     let mut shell = Container::new(&cgroup).files(&daemon.mount_point()).shell()?;
