@@ -136,13 +136,14 @@ pub fn serve(arguments: &Serve) -> Result<ExitCode> {
     check(arguments)?;
     let pidfile = arguments.pidfile.clone();
     let pidfile = pidfile.unwrap_or_else(|| arguments.runtime_dir.join("lxcfs.pid"));
+    // A huge page for each thread's few kilobytes of heap: 3 times the memory on kernels that make them unasked. And
+    // khugepaged, which makes them, goes last: beside busy CPUs it holds a process's memory for seconds.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let store = Store::of_environment();
     if store == Store::None && !arguments.no_keeper {
         return keeper::run(arguments, &pidfile, mount_point);
     }
     raise_descriptor_limit();
-    // A huge page for each thread's few kilobytes of heap: 3 times the memory on kernels that make them unasked.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let started = Started::new(arguments, store, mount_point, &pidfile).inspect_err(|error| {
         if upgrade::is_successor() {
             upgrade::tell(Err(error));

@@ -41,6 +41,8 @@ impl Burden {
     /// As [`Self::start`].
     #[must_use]
     pub fn outside(kind: &str, number: u32) -> Self {
+        // khugepaged goes last: beside what spins here, whose memory it has in hands waits seconds for it at a page fault.
+        rustix::thread::disable_transparent_huge_pages(true).expect("keep khugepaged away");
         let mut command = Command::new(crate::program("burden"));
         command.args([kind, &number.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut burden = Self(command.spawn().expect("start burden: is it built?"));

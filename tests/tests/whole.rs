@@ -26,15 +26,24 @@ fn ours(accounting: &Accounting, root: Slot) -> Result<[f64; 3]> {
     Ok(load.avenrun().map(|average| average as f64 / 2_048.0))
 }
 
-/// Waits until the kernel has added the next sample, and says which it is.
-fn next_sample(accounting: &Accounting) -> u64 {
+/// The kernel's averages and ours.
+type Averages = ([f64; 3], [f64; 3]);
+
+/// The averages once the kernel has added its next sample, and which that is.
+fn next_sample(accounting: &Accounting, root: Slot) -> Result<(u64, Averages)> {
     let clock = accounting.clock();
-    let tick = clock.next_tick(clock.jiffies_at(clock::monotonic_ns()));
-    // The kernel adds what it collected ten jiffies later (`calc_global_load`), or as much later as the CPU is that keeps its
-    // time: an emulated one stands still now and then. Until the next tick it adds nothing more.
-    let settled = clock.beginning_of(tick + clock.tick_jiffies / 4);
-    thread::sleep(Duration::from_nanos(settled.saturating_sub(clock::monotonic_ns())));
-    tick / clock.tick_jiffies
+    loop {
+        let tick = clock.next_tick(clock.jiffies_at(clock::monotonic_ns()));
+        // The kernel adds what it collected ten jiffies later (`calc_global_load`), or as much later as the CPU is that keeps
+        // its time: an emulated one stands still now and then. Until the next tick it adds nothing more.
+        let settled = clock.beginning_of(tick + clock.tick_jiffies / 4);
+        thread::sleep(Duration::from_nanos(settled.saturating_sub(clock::monotonic_ns())));
+        let averages = (kernels()?, ours(accounting, root)?);
+        // If this one stood still, the two may be of different samples.
+        if clock::monotonic_ns() < clock.beginning_of(tick + clock.tick_jiffies) {
+            return Ok((tick / clock.tick_jiffies, averages));
+        }
+    }
 }
 
 #[test]
@@ -57,8 +66,7 @@ fn all_cgroups_together_are_the_machine() -> Result<()> {
     let (began, mut samples, mut compared, mut strays, mut worst) =
         (Instant::now(), 0, 0, 0, 0.0_f64);
     while began.elapsed() < Duration::from_secs(seconds) {
-        let sample = next_sample(&accounting);
-        let now = (kernels()?, ours(&accounting, root)?);
+        let (sample, now) = next_sample(&accounting, root)?;
         let apart = base.apart(sample, &now)?;
         samples += 1;
         if apart <= 0.05 {
@@ -95,16 +103,16 @@ struct Base {
 #[expect(clippy::float_arithmetic, reason = "as printed")]
 impl Base {
     fn take(accounting: &Accounting, root: Slot) -> Result<Self> {
-        let sample = next_sample(accounting);
-        Ok(Self::of(sample, &(kernels()?, ours(accounting, root)?)))
+        let (sample, averages) = next_sample(accounting, root)?;
+        Ok(Self::of(sample, &averages))
     }
 
-    fn of(sample: u64, (kernel, ours): &([f64; 3], [f64; 3])) -> Self {
+    fn of(sample: u64, (kernel, ours): &Averages) -> Self {
         Self { sample, above: std::array::from_fn(|nth| kernel[nth] - ours[nth]) }
     }
 
     /// How far the averages of a later sample are apart at most.
-    fn apart(&self, sample: u64, (kernel, ours): &([f64; 3], [f64; 3])) -> Result<f64> {
+    fn apart(&self, sample: u64, (kernel, ours): &Averages) -> Result<f64> {
         let ticks = i32::try_from(sample - self.sample)?;
         let decays = [1884.0, 2014.0, 2037.0].map(|kept: f64| (kept / 2048.0).powi(ticks));
         let apart = |nth: usize| {
