@@ -35,11 +35,11 @@ fn next_sample(accounting: &Accounting, root: Slot) -> Result<(u64, Averages)> {
     loop {
         let tick = clock.next_tick(clock.jiffies_at(clock::monotonic_ns()));
         // The kernel adds what it collected ten jiffies later (`calc_global_load`), or as much later as the CPU is that keeps
-        // its time: an emulated one stands still now and then. Until the next tick it adds nothing more.
+        // its time. Until the next tick it adds nothing more.
         let settled = clock.beginning_of(tick + clock.tick_jiffies / 4);
         thread::sleep(Duration::from_nanos(settled.saturating_sub(clock::monotonic_ns())));
         let averages = (kernels()?, ours(accounting, root)?);
-        // If this one stood still, the two may be of different samples.
+        // Whoever was kept waiting between the two may have them of different samples.
         if clock::monotonic_ns() < clock.beginning_of(tick + clock.tick_jiffies) {
             return Ok((tick / clock.tick_jiffies, averages));
         }
